@@ -1,0 +1,238 @@
+// The CPU side of consistency.h: logits are brought to accumulators in scratch memory, then handed to the loss, either one
+// row at a time (the vector along the classes) or kLanes rows at a time (across the rows: few or strided classes).
+// Everything is inlined into the loss's clones for each instruction set, hence no lambdas and no OpenMP region in here
+// but the last function's.
+#pragma once
+#include <algorithm>
+#include <limits>
+#include <memory>
+#include <vector>
+
+#include "consistency.h"
+#include "cpu.h"
+#include "vec.h"
+
+namespace mtk {
+
+constexpr int kLanes = 16;              // rows of a tile
+constexpr int64_t kTileClasses = 48;    // contiguous rows shorter than this go in tiles
+constexpr int64_t kTileStrided = 4096;  // strided rows go in tiles up to this many classes: 0.5 MB, about an L2
+constexpr int64_t kBlock = 1024;        // classes summed in fp32 before fp64 takes over
+constexpr int64_t kLogitsPerThread = 16 * 1024;  // fewer do not pay for one more thread
+
+// kLanes = 16 rows, class-major: (class c, lane) at c * kLanes + lane; or, with one lane, a row.
+// a, b: logits of student and teacher; ea, eb: room for exp(logit - max), which may be a and b; gradient may be ea.
+template <class Acc>
+struct Rows {
+  const Acc *a, *b;
+  Acc *ea, *eb;
+  Acc* gradient;  // null when nobody needs it
+  int64_t classes;
+  Acc scale;  // of the gradient: 1 / rows under "mean"
+};
+
+template <class Acc>
+struct RowSums {
+  Acc za = 0, zb = 0;  // sum of exp(a - max a), of exp(b - max b)
+  Acc cross = 0;       // sum of exp(b - max b) * ((b - max b) - (a - max a))
+
+  MTK_INLINE bool masked() const { return za == 0 || zb == 0; }  // -inf throughout; NaN is not masked
+};
+
+template <class Acc>
+MTK_INLINE Acc finite_max(Acc max) {
+  return max == -std::numeric_limits<Acc>::infinity() ? Acc(0) : max;
+}
+
+// x > m ? x : m vectorises in a reduction where std::max does not.
+template <class Acc>
+MTK_INLINE Acc row_max(const Acc* x, int64_t count) {
+  Acc m = -std::numeric_limits<Acc>::infinity();
+#pragma omp simd reduction(max : m)
+  for (int64_t i = 0; i < count; ++i) m = x[i] > m ? x[i] : m;
+  return finite_max(m);
+}
+
+// Fills ea and eb and adds up. What a loss does not use of it, the compiler leaves out: kCross says the same of `cross`.
+template <bool kCross, class Acc>
+MTK_INLINE RowSums<Acc> exponentials(const Rows<Acc>& row) {
+  const Acc ma = row_max(row.a, row.classes), mb = row_max(row.b, row.classes);
+  double za = 0, zb = 0, cross = 0;
+  for (int64_t begin = 0; begin < row.classes; begin += kBlock) {
+    const int64_t end = std::min(begin + kBlock, row.classes);
+    Acc block_za = 0, block_zb = 0, block_cross = 0;
+#pragma omp simd reduction(+ : block_za, block_zb, block_cross)
+    for (int64_t c = begin; c < end; ++c) {
+      const Acc a = row.a[c] - ma, b = row.b[c] - mb;
+      const Acc ea = exp_nonpositive(a), eb = exp_nonpositive(b);
+      row.ea[c] = ea;
+      row.eb[c] = eb;
+      block_za += ea;
+      block_zb += eb;
+      if (kCross) block_cross += eb == 0 ? Acc(0) : eb * (b - a);
+    }
+    za += block_za, zb += block_zb, cross += block_cross;
+  }
+  return {static_cast<Acc>(za), static_cast<Acc>(zb), static_cast<Acc>(cross)};
+}
+
+// The same for a tile; the lanes' sums go to sums[kLanes].
+template <bool kCross, class Acc>
+MTK_INLINE void tile_exponentials(const Rows<Acc>& tile, RowSums<Acc>* sums) {
+  Acc ma[kLanes], mb[kLanes], za[kLanes] = {}, zb[kLanes] = {}, cross[kLanes] = {};
+  for (int lane = 0; lane < kLanes; ++lane) ma[lane] = mb[lane] = -std::numeric_limits<Acc>::infinity();
+  for (int64_t i = 0; i < tile.classes * kLanes; i += kLanes) {
+#pragma omp simd
+    for (int lane = 0; lane < kLanes; ++lane) {
+      ma[lane] = tile.a[i + lane] > ma[lane] ? tile.a[i + lane] : ma[lane];
+      mb[lane] = tile.b[i + lane] > mb[lane] ? tile.b[i + lane] : mb[lane];
+    }
+  }
+  for (int lane = 0; lane < kLanes; ++lane) ma[lane] = finite_max(ma[lane]), mb[lane] = finite_max(mb[lane]);
+  for (int64_t i = 0; i < tile.classes * kLanes; i += kLanes) {
+#pragma omp simd
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const Acc a = tile.a[i + lane] - ma[lane], b = tile.b[i + lane] - mb[lane];
+      const Acc ea = exp_nonpositive(a), eb = exp_nonpositive(b);
+      tile.ea[i + lane] = ea;
+      tile.eb[i + lane] = eb;
+      za[lane] += ea;
+      zb[lane] += eb;
+      if (kCross) cross[lane] += eb == 0 ? Acc(0) : eb * (b - a);
+    }
+  }
+  for (int lane = 0; lane < kLanes; ++lane) sums[lane] = {za[lane], zb[lane], cross[lane]};
+}
+
+// Copies classes x lanes logits between an operand and class-major accumulators; lanes past the last row hold zeros.
+template <class T, class Acc>
+MTK_INLINE void gather_as(const Operand& operand, const int64_t* offsets, int lanes, int width, int64_t classes, Acc* to) {
+  const T* from = static_cast<const T*>(operand.data);
+  if (width == 1 && operand.class_stride == 1) {
+#pragma omp simd
+    for (int64_t c = 0; c < classes; ++c) to[c] = static_cast<Acc>(widen(from[offsets[0] + c]));
+    return;
+  }
+  for (int64_t c = 0; c < classes; ++c) {
+    for (int lane = 0; lane < lanes; ++lane) {
+      to[c * width + lane] = static_cast<Acc>(widen(from[offsets[lane] + c * operand.class_stride]));
+    }
+    for (int lane = lanes; lane < width; ++lane) to[c * width + lane] = 0;
+  }
+}
+
+template <class T, class Acc>
+MTK_INLINE void scatter_as(const Acc* from, const Operand& operand, const int64_t* offsets, int lanes, int width,
+                           int64_t classes) {
+  T* to = static_cast<T*>(operand.data);
+  if (width == 1 && operand.class_stride == 1) {
+#pragma omp simd
+    for (int64_t c = 0; c < classes; ++c) store(&to[offsets[0] + c], from[c]);
+    return;
+  }
+  for (int64_t c = 0; c < classes; ++c) {
+    for (int lane = 0; lane < lanes; ++lane) {
+      store(&to[offsets[lane] + c * operand.class_stride], from[c * width + lane]);
+    }
+  }
+}
+
+template <class Acc>
+MTK_INLINE void gather(const Operand& operand, const int64_t* offsets, int lanes, int width, int64_t classes, Acc* to) {
+  switch (operand.dtype) {
+    case Dtype::f32: return gather_as<float>(operand, offsets, lanes, width, classes, to);
+    case Dtype::f64: return gather_as<double>(operand, offsets, lanes, width, classes, to);
+    case Dtype::f16: return gather_as<half_bits>(operand, offsets, lanes, width, classes, to);
+    case Dtype::bf16: return gather_as<bfloat16_bits>(operand, offsets, lanes, width, classes, to);
+  }
+}
+
+template <class Acc>
+MTK_INLINE void scatter(const Acc* from, const Operand& operand, const int64_t* offsets, int lanes, int width,
+                        int64_t classes) {
+  switch (operand.dtype) {
+    case Dtype::f32: return scatter_as<float>(from, operand, offsets, lanes, width, classes);
+    case Dtype::f64: return scatter_as<double>(from, operand, offsets, lanes, width, classes);
+    case Dtype::f16: return scatter_as<half_bits>(from, operand, offsets, lanes, width, classes);
+    case Dtype::bf16: return scatter_as<bfloat16_bits>(from, operand, offsets, lanes, width, classes);
+  }
+}
+
+// The operand's row in place, where it lies there as accumulators; else null.
+template <class Acc>
+MTK_INLINE Acc* in_place(const Operand& operand, int64_t offset) {
+  const bool same = operand.dtype == (sizeof(Acc) == 8 ? Dtype::f64 : Dtype::f32) && operand.class_stride == 1;
+  return operand.data && same ? static_cast<Acc*>(operand.data) + offset : nullptr;
+}
+
+inline bool in_tiles(const Consistency& args) {
+  const bool contiguous = args.student.class_stride == 1 && args.teacher.class_stride == 1;
+  return args.classes < (contiguous ? kTileClasses : kTileStrided);
+}
+
+// Rows [begin, end): their losses to losses[row], their gradients to dstudent. scratch: [4, kLanes or 1, classes].
+template <class Loss, class Acc>
+MTK_INLINE void run_tiles(const Consistency& args, int64_t begin, int64_t end, Acc* scratch, double* losses) {
+  const int64_t size = args.classes * kLanes;
+  Acc *a = scratch, *b = scratch + size;
+  const Rows<Acc> tile{a, b, a, b, args.dstudent.data ? a : nullptr, args.classes, static_cast<Acc>(args.row_scale())};
+  for (int64_t row = begin; row < end; row += kLanes) {
+    const int lanes = static_cast<int>(std::min<int64_t>(kLanes, end - row));
+    int64_t student[kLanes], teacher[kLanes], dstudent[kLanes];
+    for (int lane = 0; lane < lanes; ++lane) {
+      const RowOffsets offsets = row_offsets(args, row + lane);
+      student[lane] = offsets.student, teacher[lane] = offsets.teacher, dstudent[lane] = offsets.dstudent;
+    }
+    gather(args.student, student, lanes, kLanes, args.classes, a);
+    gather(args.teacher, teacher, lanes, kLanes, args.classes, b);
+    Acc lane_losses[kLanes];
+    Loss::tile(tile, lane_losses);
+    for (int lane = 0; lane < lanes; ++lane) losses[row + lane] = lane_losses[lane];
+    if (args.dstudent.data) scatter(a, args.dstudent, dstudent, lanes, kLanes, args.classes);
+  }
+}
+
+template <class Loss, class Acc>
+MTK_INLINE void run_rows(const Consistency& args, int64_t begin, int64_t end, Acc* scratch, double* losses) {
+  if (in_tiles(args)) return run_tiles<Loss>(args, begin, end, scratch, losses);
+  Acc *a = scratch, *b = a + args.classes, *ea = b + args.classes, *eb = ea + args.classes;
+  for (int64_t row = begin; row < end; ++row) {
+    const RowOffsets offsets = row_offsets(args, row);
+    Rows<Acc> work{in_place<Acc>(args.student, offsets.student), in_place<Acc>(args.teacher, offsets.teacher),
+                   in_place<Acc>(args.dstudent, offsets.dstudent), eb, nullptr, args.classes,
+                   static_cast<Acc>(args.row_scale())};
+    if (!work.a) gather(args.student, &offsets.student, 1, 1, args.classes, a), work.a = a;
+    if (!work.b) gather(args.teacher, &offsets.teacher, 1, 1, args.classes, b), work.b = b;
+    const bool direct = work.ea != nullptr;
+    if (!direct) work.ea = ea;
+    if (args.dstudent.data) work.gradient = work.ea;
+    losses[row] = Loss::row(work);
+    if (args.dstudent.data && !direct) scatter(ea, args.dstudent, &offsets.dstudent, 1, 1, args.classes);
+  }
+}
+
+// Shares the rows among threads, whole tiles each, and reduces their losses in order: the same bits for any thread count.
+// run: run_rows<Loss, Acc> inside the loss's clones.
+template <class Acc>
+void run_threads(const Consistency& args, void (*run)(const Consistency&, int64_t, int64_t, Acc*, double*)) {
+  std::vector<double> losses(static_cast<size_t>(args.rows));
+  const int64_t scratch_size = 4 * args.classes * (in_tiles(args) ? kLanes : 1);
+  const int64_t tiles = (args.rows + kLanes - 1) / kLanes;
+  const int threads = threads_for(args.rows * args.classes, kLogitsPerThread);
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (int thread = 0; thread < threads; ++thread) {
+    const std::unique_ptr<Acc[]> scratch(new Acc[static_cast<size_t>(scratch_size)]);
+    const int64_t begin = tiles * thread / threads * kLanes;
+    run(args, begin, std::min(args.rows, tiles * (thread + 1) / threads * kLanes), scratch.get(), losses.data());
+  }
+  Acc* loss = static_cast<Acc*>(args.loss);
+  if (args.reduction == Reduction::none) {
+    for (int64_t row = 0; row < args.rows; ++row) loss[row] = static_cast<Acc>(losses[row]);
+  } else {
+    double sum = 0;
+    for (const double row_loss : losses) sum += row_loss;
+    *loss = static_cast<Acc>(args.reduction == Reduction::mean ? sum / static_cast<double>(args.rows) : sum);
+  }
+}
+
+}  // namespace mtk

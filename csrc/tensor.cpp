@@ -1,0 +1,172 @@
+// Reading tensors and refusing arguments.
+#include "tensor.h"
+
+#include <pybind11/gil_safe_call_once.h>
+
+#include <algorithm>
+#include <vector>
+
+namespace mtk {
+namespace {
+
+constexpr uint32_t kDlpackMajor = 1;
+
+struct Torch {
+  PyTypeObject* tensor_type;
+  const DLPackExchangeAPI* api;
+};
+
+// Looked up once, at the first call: importing this module needs no torch.
+const Torch& torch() {
+  PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<Torch> storage;
+  return storage.call_once_and_store_result([] {
+    py::object tensor_type = py::module_::import("torch").attr("Tensor");
+    py::object capsule = py::getattr(tensor_type, "__dlpack_c_exchange_api__", py::none());
+    void* table = capsule.is_none() ? nullptr : PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api");
+    if (!table) throw py::import_error("mtkernels: torch must offer DLPack's C exchange API (torch >= 2.10)");
+    auto* header = static_cast<DLPackExchangeAPIHeader*>(table);
+    while (header && header->version.major != kDlpackMajor) header = header->prev_api;
+    auto* api = reinterpret_cast<const DLPackExchangeAPI*>(header);
+    if (!api || !api->dltensor_from_py_object_no_sync) {
+      throw py::import_error("mtkernels: torch's DLPack exchange API must have a table of version 1");
+    }
+    return Torch{reinterpret_cast<PyTypeObject*>(tensor_type.release().ptr()), api};
+  }).get_stored();
+}
+
+std::string type_name(PyObject* object) { return Py_TYPE(object)->tp_name; }
+
+bool flag(PyObject* tensor, const char* method) {
+  return py::cast<bool>(py::reinterpret_borrow<py::object>(tensor).attr(method)());
+}
+
+// A view with conj or neg bit shows its raw memory through DLPack. Asked only where such a view can be: a neg view of
+// real numbers is the imaginary part of a conj view, whose strides are even.
+void refuse_lazy_views(const TensorView& view, const Argument& argument) {
+  const bool suspect = view.is_complex() || (view.ndim > 0 && view.strides[view.ndim - 1] != 1) || view.numel() == 1;
+  if (!suspect || view.dtype.code == kDLBool) return;
+  if (view.is_complex() && flag(view.object, "is_conj")) {
+    refuse(Refusal::type, argument, "hold its values in memory (use resolve_conj())", "a lazy conj view");
+  }
+  if (flag(view.object, "is_neg")) {
+    refuse(Refusal::type, argument, "hold its values in memory (use resolve_neg())", "a lazy neg view");
+  }
+}
+
+std::string list_text(const int64_t* values, int32_t count) {
+  std::string text = "[";
+  for (int32_t i = 0; i < count; ++i) text += (i ? ", " : "") + std::to_string(values[i]);
+  return text + "]";
+}
+
+}  // namespace
+
+std::string Argument::text() const {
+  std::string text = std::string(op) + ": " + name;
+  if (index < 0) return text;
+  text += "[" + std::to_string(index) + "]";
+  if (names) text += " ('" + py::cast<std::string>(py::handle(PyList_GetItem(names, index))) + "')";
+  return text;
+}
+
+void refuse(Refusal kind, const Argument& argument, const std::string& must, const std::string& is) {
+  PyObject* type = kind == Refusal::type    ? PyExc_TypeError
+                   : kind == Refusal::value ? PyExc_ValueError
+                                            : PyExc_NotImplementedError;
+  PyErr_SetString(type, (argument.text() + " must " + must + ", got " + is).c_str());
+  throw py::error_already_set();
+}
+
+TensorView TensorView::of(PyObject* object, const Argument& argument) {
+  const Torch& found = torch();
+  if (!PyObject_TypeCheck(object, found.tensor_type)) {
+    refuse(Refusal::type, argument, "be a torch.Tensor", type_name(object));
+  }
+  TensorView view;
+  view.object = object;
+  if (found.api->dltensor_from_py_object_no_sync(object, &view) != 0) {
+    PyErr_Clear();  // its text is a C++ backtrace
+    refuse(Refusal::type, argument, "be a dense tensor in memory",
+           "layout " + view.attribute("layout") + ", dtype " + view.attribute("dtype") + " on " + view.attribute("device"));
+  }
+  if (!view.data && view.numel() > 0) {
+    refuse(Refusal::type, argument, "hold its data in this process (a DTensor: pass its to_local())", type_name(object));
+  }
+  refuse_lazy_views(view, argument);
+  return view;
+}
+
+int64_t TensorView::numel() const {
+  int64_t count = 1;
+  for (int32_t i = 0; i < ndim; ++i) count *= shape[i];
+  return count;
+}
+
+bool TensorView::dense() const {
+  int64_t expected = 1;
+  bool contiguous = true;
+  for (int32_t i = ndim - 1; i >= 0 && contiguous; --i) {
+    contiguous = shape[i] == 1 || strides[i] == expected;
+    expected *= shape[i];
+  }
+  if (contiguous || numel() == 0) return true;
+  std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size
+  for (int32_t i = 0; i < ndim; ++i) {
+    if (shape[i] != 1) dims.emplace_back(strides[i], shape[i]);
+  }
+  std::sort(dims.begin(), dims.end());
+  expected = 1;
+  for (const auto& [stride, size] : dims) {
+    if (stride != expected) return false;
+    expected *= size;
+  }
+  return true;
+}
+
+bool TensorView::is_float() const {
+  return dtype.lanes == 1 && ((dtype.code == kDLFloat && (dtype.bits == 16 || dtype.bits == 32 || dtype.bits == 64)) ||
+                              (dtype.code == kDLBfloat && dtype.bits == 16));
+}
+
+Dtype TensorView::float_dtype() const {
+  if (dtype.code == kDLBfloat) return Dtype::bf16;
+  const int bits = is_complex() ? dtype.bits / 2 : dtype.bits;
+  return bits == 64 ? Dtype::f64 : bits == 32 ? Dtype::f32 : Dtype::f16;
+}
+
+bool TensorView::same_shape(const TensorView& other) const {
+  return ndim == other.ndim && std::equal(shape, shape + ndim, other.shape);
+}
+
+bool TensorView::same_strides(const TensorView& other) const {
+  for (int32_t i = 0; i < ndim; ++i) {
+    if (shape[i] != 1 && strides[i] != other.strides[i]) return false;
+  }
+  return true;
+}
+
+bool TensorView::same_device(const TensorView& other) const {
+  if (on_cpu() && other.on_cpu()) return true;
+  return device.device_type == other.device.device_type && device.device_id == other.device.device_id;
+}
+
+bool TensorView::same_dtype(const TensorView& other) const {
+  return dtype.code == other.dtype.code && dtype.bits == other.dtype.bits && dtype.lanes == other.dtype.lanes;
+}
+
+std::string TensorView::attribute(const char* name) const {
+  return py::str(py::reinterpret_borrow<py::object>(object).attr(name));
+}
+
+std::string TensorView::shape_text() const { return list_text(shape, ndim); }
+std::string TensorView::stride_text() const { return list_text(strides, ndim); }
+
+void* current_stream(DLDevice device) {
+  void* stream = nullptr;
+  if (device.device_type != kDLCPU && torch().api->current_work_stream(device.device_type, device.device_id, &stream) != 0) {
+    throw py::error_already_set();
+  }
+  return stream;
+}
+
+}  // namespace mtk

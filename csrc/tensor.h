@@ -1,0 +1,60 @@
+// TensorView: a torch tensor seen through DLPack's exchange API, and the one place where arguments are refused.
+// A message has four parts: op, argument, what it must be, what it is.
+#pragma once
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "dlpack.h"
+#include "dtype.h"
+
+namespace mtk {
+
+namespace py = pybind11;
+
+// An argument as messages name it: `op: name`, `op: name[3]`, or `op: name[3] ('conv1.weight')` where names are known.
+struct Argument {
+  const char* op;
+  const char* name;
+  Py_ssize_t index = -1;
+  PyObject* names = nullptr;  // list of str, or null
+
+  std::string text() const;
+};
+
+constexpr const char* kFloatDtypes = "be float16, bfloat16, float32 or float64";
+
+enum class Refusal { type, value, not_implemented };
+
+// Raises TypeError, ValueError or NotImplementedError: "<argument> must <must>, got <is>".
+[[noreturn]] void refuse(Refusal kind, const Argument& argument, const std::string& must, const std::string& is);
+
+struct TensorView : DLTensor {
+  PyObject* object;  // borrowed
+
+  // Refuses what is not a torch tensor, what has no memory here (fake, meta, DTensor, sparse), and views whose memory
+  // differs from their values (conj, neg).
+  static TensorView of(PyObject* object, const Argument& argument);
+
+  char* address() const { return static_cast<char*>(data) + byte_offset; }
+  int64_t numel() const;
+  int64_t bytes() const { return numel() * dtype.bits / 8 * dtype.lanes; }
+  bool dense() const;     // its elements fill one stretch of memory, in any order of the dims
+  bool is_float() const;  // one of the four dtypes of dtype.h
+  bool is_complex() const { return dtype.code == kDLComplex; }
+  Dtype float_dtype() const;  // of is_float(); of the parts where complex
+  bool on_cpu() const { return device.device_type == kDLCPU || device.device_type == kDLCUDAHost; }
+  bool same_shape(const TensorView& other) const;
+  bool same_strides(const TensorView& other) const;  // dims of size 1 aside
+  bool same_device(const TensorView& other) const;
+  bool same_dtype(const TensorView& other) const;
+
+  std::string attribute(const char* name) const;  // str(tensor.<name>), for messages
+  std::string shape_text() const;
+  std::string stride_text() const;
+};
+
+// The stream on which the caller's work on this device is queued.
+void* current_stream(DLDevice device);
+
+}  // namespace mtk

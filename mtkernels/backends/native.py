@@ -1,0 +1,13 @@
+"""The kernels of `_C`: CPU always, CUDA where the build found nvcc. Arguments are checked there."""
+
+import torch
+
+from mtkernels import _C
+
+# A build with CUDA on a ROCm torch would be handed HIP pointers.
+HAS_CUDA = _C.build_info()["cuda"] is not None and torch.version.hip is None
+
+ema_update = _C.ema_update
+softmax_mse = _C.softmax_mse
+softmax_kl = _C.softmax_kl
+scale_ = _C.scale_

@@ -1,0 +1,1 @@
+"""The reference trainer: Mean Teacher and its baselines, built on mtkernels' kernels. Start at loop.py."""

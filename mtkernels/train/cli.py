@@ -1,0 +1,34 @@
+"""The `mtkernels` command: train, report, demo. What it needs beyond torch is imported when it is asked for."""
+
+import sys
+from collections.abc import Sequence
+
+INTERRUPTED = 130  # what a shell gives a command that Ctrl-C ended
+_EXTRA = "this command needs {}: pip install mtkernels[train]"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (default sys.argv[1:]) and return its exit code."""
+    try:
+        from .commands import parse, perform
+
+        return perform(parse(sys.argv[1:] if argv is None else list(argv)))
+    except SystemExit as stop:  # tyro has printed its help or its error
+        return stop.code if isinstance(stop.code, int) else 1
+    except KeyboardInterrupt:
+        return _fail("interrupted", INTERRUPTED)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "mtkernels":
+            raise
+        return _fail(_EXTRA.format(error.name.split(".")[0]), 1)
+    except (ValueError, OSError, FloatingPointError) as error:
+        return _fail(str(error), 2 if isinstance(error, ValueError) else 1)
+
+
+def _fail(sentence: str, code: int) -> int:
+    print(f"mtkernels: {sentence}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""A run's folder: making it, filling it, reading its weights back."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from .config import Config
+from .data import DATASETS
+from .files import write_csv, write_json, write_with
+from .meter import Record
+from .methods import Method
+from .models import MODELS
+
+Summary = dict[str, object]
+
+
+def make_folder(config: Config) -> Path:
+    """A new, empty folder. A name that was asked for and is taken is an error; a made-up one gets the next free number."""
+    if config.name is not None:
+        folder = config.out / config.name
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise FileExistsError(f"{folder} exists and is not empty: choose another --name, or remove it")
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+    stem = f"{config.dataset}-{config.method}-{config.labels}-seed{config.seed}"
+    for number in itertools.count(1):
+        folder = config.out / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            if not folder.parent.is_dir():
+                raise
+    raise AssertionError("unreachable")
+
+
+def finish_folder(
+    folder: Path, config: Config, method: Method, records: list[Record], seconds: float
+) -> Summary:
+    """Write weights, metrics.csv, curves.png, and summary.json last: its presence says that the run has ended well."""
+    from .plots import plot_curves
+
+    for role in ("teacher", "student"):
+        _save_weights(folder / f"{role}.safetensors", getattr(method, role))
+    write_csv(folder / "metrics.csv", records)
+    write_with(folder / "curves.png", lambda path: plot_curves(path, config, records))
+    last = records[-1]
+    summary: Summary = {
+        "student_error": last["student_error"],
+        "teacher_error": last["teacher_error"],
+        "eval_split": config.eval_split,
+        "steps_done": last["step"],
+        "interrupted": last["step"] < config.steps,
+        "seconds": round(seconds, 3),
+    }
+    write_json(folder / "summary.json", summary)
+    return summary
+
+
+def load_model(folder: Path, role: Literal["teacher", "student"] = "teacher") -> nn.Module:
+    """The trained network of a run, on the CPU in eval mode: maps images, pixels 0..1, to logits."""
+    from safetensors.torch import load_file
+
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    weights = load_file(folder / f"{role}.safetensors")
+    classes = DATASETS[config["dataset"]].classes
+    model = MODELS[config["model"]](classes, width=config["width"], dropout=config["dropout"])
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def _save_weights(path: Path, model: nn.Module) -> None:
+    """safetensors has no strides and no shared storage: it gets contiguous copies."""
+    from safetensors.torch import save_file
+
+    copies = {
+        name: value.detach().clone(memory_format=torch.contiguous_format).cpu()
+        for name, value in model.state_dict().items()
+    }
+    write_with(path, lambda temporary: save_file(copies, temporary, metadata={"format": "pt"}))

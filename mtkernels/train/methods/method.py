@@ -1,0 +1,50 @@
+"""What the loop asks of a method: batches to draw, a loss, and the teacher's update."""
+
+import copy
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import mtkernels
+
+from ..config import Config
+from ..data import NO_LABEL
+from ..ramps import warm_decay
+
+Losses = dict[str, Tensor]  # name -> 0-d tensor; their sum is what the student minimises
+
+
+class Method(ABC):
+    """A student that learns, and a teacher that is the running average of its weights."""
+
+    uses_unlabeled: ClassVar[bool]  # two-stream batches, or labeled images only
+    views: ClassVar[int]  # augmented views of a batch: the student's, and the teacher's where it predicts
+
+    def __init__(self, student: nn.Module, config: Config) -> None:
+        self.student = student
+        self.teacher = copy.deepcopy(student).requires_grad_(False)
+        self.config = config
+
+    @abstractmethod
+    def losses(self, views: list[Tensor], labels: Tensor, step: int) -> Losses:
+        """The terms of the loss at `step` (from 0); `views` holds the student's view of the batch, then the teacher's."""
+
+    def consistency_weight(self, step: int) -> float:
+        """The weight of the consistency loss at `step`, for the record; 0 for a method without one."""
+        return 0.0
+
+    def after_step(self, steps_done: int) -> None:
+        """Move the teacher towards the student the optimizer has just left; `steps_done` is 1 at the first call."""
+        decay = warm_decay(steps_done, self.config.ema_decay)
+        mtkernels.ema_update(self.teacher, self.student, decay, buffers=self.config.buffers)
+
+
+def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy summed over the labeled rows and divided by all rows, the unlabeled included.
+
+    This is the published normalisation: `consistency` then means what it means in the papers. Against the mean over
+    labeled rows alone, the consistency weight is larger by batch_size / labeled_batch_size.
+    """
+    return F.cross_entropy(logits, labels, ignore_index=NO_LABEL, reduction="sum") / len(labels)

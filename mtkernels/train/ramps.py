@@ -1,0 +1,40 @@
+"""Schedules over steps: of the consistency weight, the learning rate and the decay of the teacher."""
+
+import math
+
+from .config import Config
+
+
+def sigmoid_rampup(step: float, length: float) -> float:
+    """exp(-5 (1 - t/L)^2) from step 0 to `length`, then 1; a length of 0 means no ramp. Laine and Aila, 1610.02242."""
+    if length == 0:
+        return 1.0
+    progress = min(max(step / length, 0.0), 1.0)
+    return math.exp(-5.0 * (1.0 - progress) ** 2)
+
+
+def linear_rampup(step: float, length: float) -> float:
+    """t/L from step 0 to `length`, then 1; a length of 0 means no ramp."""
+    return 1.0 if step >= length else step / length
+
+
+def cosine_rampdown(step: float, length: float) -> float:
+    """(cos(pi t/L) + 1) / 2: from 1 at step 0 to 0 at `length`. Loshchilov and Hutter, 1608.03983."""
+    if not 0 <= step <= length:
+        raise ValueError(f"cosine_rampdown: step must be between 0 and length {length}, got {step}")
+    return 0.5 * (math.cos(math.pi * step / length) + 1.0)
+
+
+def warm_decay(step: int, decay: float) -> float:
+    """min(1 - 1/(step + 1), decay), where `step` counts the optimizer steps done, so that the first update has 1/2.
+
+    While the first term is the smaller, the teacher is the plain mean of its start and of all students so far: it
+    forgets the random start as fast as an average can. With decay 0.99 that lasts 98 steps, with 0.999 998 steps.
+    """
+    return min(1.0 - 1.0 / (step + 1), decay)
+
+
+def learning_rate(step: int, config: Config) -> float:
+    """Linear from `initial_lr` to `lr` over `lr_rampup` steps, times the cosine that is 0 at `lr_rampdown` (if any)."""
+    rate = config.initial_lr + (config.lr - config.initial_lr) * linear_rampup(step, config.lr_rampup)
+    return rate * cosine_rampdown(step, config.lr_rampdown) if config.lr_rampdown else rate

@@ -1,0 +1,83 @@
+"""Reading runs back: groups, means and deviations, and a sentence for each run that is left out."""
+
+import json
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mtkernels.train.config import Config
+from mtkernels.train.report import group_runs, mean_and_deviation, read_runs, table
+
+
+def write_run(
+    folder: Path, config: Config, *, student: float, teacher: float, interrupted: bool = False
+) -> Path:
+    folder.mkdir(parents=True)
+    summary = {"student_error": student, "teacher_error": teacher, "eval_split": config.eval_split}
+    summary |= {"steps_done": 9, "interrupted": interrupted, "seconds": 2.0}
+    (folder / "config.json").write_text(json.dumps(config.as_dict()))
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "metrics.jsonl").write_text(
+        json.dumps({"step": 9, "student_error": student, "teacher_error": teacher})
+    )
+    return folder
+
+
+def seeds(path: Path, name: str, errors: list[float], **changes) -> None:
+    for seed, error in enumerate(errors):
+        config = replace(Config(**changes), seed=seed, name=f"{name}{seed}", out=path)
+        write_run(path / f"{name}{seed}", config, student=error + 1, teacher=error)
+
+
+def test_groups_are_everything_but_the_seed(tmp_path):
+    seeds(tmp_path, "mt", [5.0, 7.0, 6.0])
+    seeds(tmp_path, "sup", [12.0, 14.0], method="supervised")
+    seeds(tmp_path / "deep" / "er", "more", [4.0], labels=100)
+    runs, notes = read_runs([tmp_path])
+    groups, more = group_runs(runs)
+    assert notes == more == []
+    rows = {row[0]: row[1:] for row in table(groups)[1:]}
+    assert rows == {
+        "mean-teacher, labels 100": ["100", "1", "5.00", "4.00", "2"],
+        "mean-teacher, labels 20": ["20", "3", "7.00 ± 1.00", "6.00 ± 1.00", "2"],
+        "supervised, labels 20": ["20", "2", "14.00 ± 1.41", "13.00 ± 1.41", "2"],
+    }
+
+
+def test_the_headline_is_the_model_that_the_method_is_known_by(tmp_path):
+    seeds(tmp_path, "mt", [5.0])
+    seeds(tmp_path, "sup", [12.0], method="supervised")
+    groups, _ = group_runs(read_runs([tmp_path])[0])
+    assert groups["mean-teacher"][0].error == 5 and groups["supervised"][0].error == 13
+
+
+def test_deviation_is_the_samples():
+    values = [1.0, 2.0, 4.0]
+    assert mean_and_deviation(values) == f"2.33 ± {statistics.stdev(values):.2f}"
+    assert mean_and_deviation([3.0]) == "3.00"
+
+
+def test_left_out_runs_are_named(tmp_path):
+    seeds(tmp_path, "mt", [5.0])
+    write_run(tmp_path / "cut", Config(seed=1), student=50, teacher=50, interrupted=True)
+    (write_run(tmp_path / "dead", Config(seed=2), student=5, teacher=5) / "summary.json").unlink()
+    (write_run(tmp_path / "torn", Config(seed=3), student=5, teacher=5) / "metrics.jsonl").write_text(
+        '{"step"'
+    )
+    (write_run(tmp_path / "old", Config(seed=4), student=5, teacher=5) / "summary.json").write_text("{}")
+    write_run(tmp_path / "zagain", Config(seed=0), student=5, teacher=5.5)
+    runs, notes = read_runs([tmp_path])
+    groups, repeats = group_runs(runs)
+    assert [run.folder.name for run in groups["mean-teacher"]] == ["zagain"]
+    assert repeats == [f"{tmp_path / 'mt0'} left out: {tmp_path / 'zagain'} repeats it"]
+    assert notes[0] == f"{tmp_path / 'cut'} left out: interrupted at step 9"
+    assert notes[1] == f"{tmp_path / 'dead'} left out: it has no summary.json (still running, or it died)"
+    assert notes[2] == f"{tmp_path / 'old'} left out: it has no 'teacher_error'"
+    assert notes[3].startswith(f"{tmp_path / 'torn'} left out: a file of it cannot be read (")
+
+
+def test_a_missing_folder_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere does not exist"):
+        read_runs([tmp_path / "nowhere"])

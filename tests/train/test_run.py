@@ -1,0 +1,144 @@
+"""The run folder: every file is there, parses, and gives the trained models back; Ctrl-C leaves a usable one."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mtkernels.train.data import DATASETS
+from mtkernels.train.files import write_with
+from mtkernels.train.folder import load_model
+from mtkernels.train.meter import error_percent
+from mtkernels.train.run import run
+
+FILES = ["config.json", "curves.png", "environment.json", "metrics.csv", "metrics.jsonl"]
+FILES += ["student.safetensors", "summary.json", "teacher.safetensors"]
+
+
+@pytest.fixture
+def config(small, tmp_path):
+    return replace(small, out=tmp_path)
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("method", ["mean-teacher", "supervised"])
+def test_folder_is_complete_and_parses(config, method, capsys):
+    config = replace(config, method=method)
+    folder, summary = run(config)
+    assert folder == config.out / f"digits-{method}-20-seed0"
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    assert read(folder / "config.json") == config.as_dict()
+    assert read(folder / "summary.json") == summary and not summary["interrupted"]
+    assert read(folder / "environment.json")["torch"] == torch.__version__
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    with open(folder / "metrics.csv") as file:
+        rows = [{name: float(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
+    assert lines == rows and [line["step"] for line in lines] == [3, 6]
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert summary["teacher_error"] == lines[-1]["teacher_error"]
+    assert "error: student" in capsys.readouterr().out  # no terminal: plain lines
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_weights_give_the_reported_error(config, role):
+    folder, summary = run(config)
+    data = DATASETS["digits"].load(20, 0)
+    model = load_model(folder, role)
+    assert not model.training
+    assert float(error_percent(model, data.test_images, data.test_labels)) == summary[f"{role}_error"]
+
+
+def test_channels_last_weights_are_saved_as_their_values(config, monkeypatch):
+    """safetensors knows no strides, and refuses what is not contiguous."""
+    from mtkernels.train import run as module
+
+    def channels_last(config, data, make=module.make_method):
+        method = make(config, data)
+        method.student.to(memory_format=torch.channels_last)
+        method.teacher.to(memory_format=torch.channels_last)
+        return method
+
+    monkeypatch.setattr(module, "make_method", channels_last)
+    folder, summary = run(config)
+    data = DATASETS["digits"].load(20, 0)
+    error = float(error_percent(load_model(folder), data.test_images, data.test_labels))
+    assert error == summary["teacher_error"]
+
+
+def test_a_taken_name_is_refused_and_nothing_changes(config):
+    folder, _ = run(replace(config, name="mine"))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(
+        FileExistsError, match=r"mine exists and is not empty: choose another --name, or remove it"
+    ):
+        run(replace(config, name="mine", seed=1))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_made_up_names_are_numbered(config):
+    assert [run(config)[0].name for _ in range(3)] == [
+        f"digits-mean-teacher-20-seed0{end}" for end in ("", "-2", "-3")
+    ]
+
+
+def test_refused_settings_leave_no_folder(config):
+    for changes in ({"labels": 9}, {"steps": 0}, {"labeled_batch_size": 21}, {"device": "gpu"}):
+        with pytest.raises(ValueError):
+            run(replace(config, **changes))
+    assert list(config.out.iterdir()) == []
+
+
+def test_device_error_names_the_device(config):
+    with pytest.raises(ValueError, match=r"device must be one that this torch can use, got 'gpu': "):
+        run(replace(config, device="gpu"))
+
+
+def test_files_are_whole_or_absent(tmp_path):
+    def fail(path):
+        path.write_text("half")
+        raise RuntimeError("disk full")
+
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(RuntimeError, match="disk full"):
+        write_with(tmp_path / "file", fail)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "old"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends SIGINT to a process")
+def test_ctrl_c_leaves_a_usable_run(tmp_path):
+    line = [
+        sys.executable,
+        "-m",
+        "mtkernels.train.cli",
+        "train",
+        "--steps",
+        "1000000",
+        "--eval-interval",
+        "2",
+    ]
+    line += ["--width", "4", "--name", "cut"]
+    process = subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for text in process.stdout:
+        if text.startswith("step"):
+            break
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and err == ""
+    folder = tmp_path / "runs" / "cut"
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    summary = read(folder / "summary.json")
+    assert summary["interrupted"] and 2 <= summary["steps_done"] < 1000000
+    assert out.splitlines()[-1].startswith(f"stopped at step {summary['steps_done']} ")
+    data = DATASETS["digits"].load(20, 0)
+    error = float(error_percent(load_model(folder), data.test_images, data.test_labels))
+    assert error == pytest.approx(summary["teacher_error"], abs=0.5)  # another process may have other threads

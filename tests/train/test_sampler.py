@@ -1,0 +1,72 @@
+"""Properties of the batches: permutations, order, separation, and that any step can be redrawn alone."""
+
+import pytest
+import torch
+
+from mtkernels.train.data import LabeledBatches, TwoStreamBatches
+
+UNLABELED, LABELED = torch.arange(100, 123), torch.arange(7)
+
+
+def two_streams(seed: int = 0) -> TwoStreamBatches:
+    return TwoStreamBatches(UNLABELED, LABELED, batch_size=8, labeled_batch_size=3, seed=seed)
+
+
+def test_batch_is_the_unlabeled_part_then_the_labeled_part():
+    for step in range(20):
+        batch = two_streams().batch(step)
+        assert len(batch) == 8
+        assert (batch[:5] >= 100).all() and (batch[5:] < 100).all()
+
+
+def test_an_epoch_is_a_permutation_without_its_incomplete_end():
+    batches = two_streams()
+    assert batches.steps_per_epoch == 23 // 5
+    orders = []
+    for epoch in range(3):
+        parts = [batches.batch(epoch * batches.steps_per_epoch + place)[:5] for place in range(4)]
+        orders.append(torch.cat(parts).tolist())
+        assert len(set(orders[-1])) == 20 and set(orders[-1]) <= set(UNLABELED.tolist())
+    assert orders[0] != orders[1] != orders[2]
+
+
+@pytest.mark.parametrize("labeled_batch_size", [1, 3, 7])
+def test_the_labeled_stream_is_permutations_end_to_end(labeled_batch_size):
+    batches = LabeledBatches(LABELED, batch_size=labeled_batch_size, seed=0)
+    stream = torch.cat([batches.batch(step) for step in range(28)]).tolist()
+    epochs = [stream[start : start + 7] for start in range(0, 28 * labeled_batch_size - 6, 7)]
+    assert all(sorted(epoch) == LABELED.tolist() for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_both_samplers_share_the_labeled_stream():
+    alone = LabeledBatches(LABELED, batch_size=3, seed=0)
+    assert all(torch.equal(two_streams().batch(step)[5:], alone.batch(step)) for step in range(10))
+
+
+def test_a_batch_depends_on_seed_and_step_alone():
+    in_order = two_streams()
+    batches = [in_order.batch(step) for step in range(12)]
+    for step in (11, 0, 5, 4, 9):
+        assert torch.equal(two_streams().batch(step), batches[step])
+        assert torch.equal(in_order.batch(step), batches[step])
+    assert not all(torch.equal(two_streams(seed=1).batch(step), batches[step]) for step in range(12))
+
+
+def test_iteration_is_the_batches_in_order():
+    batches = two_streams()
+    for step, batch in zip(range(9), batches, strict=False):
+        assert torch.equal(batch, two_streams().batch(step))
+
+
+@pytest.mark.parametrize(
+    ("unlabeled", "labeled", "message"),
+    [
+        (4, 7, r"the unlabeled part of a batch must hold between 1 and 4 images .*, got 5"),
+        (23, 2, r"the labeled part of a batch must hold between 1 and 2 images .*, got 3"),
+        (23, 0, r"there are no labeled images"),
+    ],
+)
+def test_a_stream_shorter_than_its_part_is_refused(unlabeled, labeled, message):
+    with pytest.raises(ValueError, match=message):
+        TwoStreamBatches(UNLABELED[:unlabeled], LABELED[:labeled], batch_size=8, labeled_batch_size=3, seed=0)
