@@ -33,7 +33,8 @@ struct Consistency {
   void* stream;  // cudaStream_t
 
   bool doubles() const { return student.dtype == Dtype::f64 || teacher.dtype == Dtype::f64; }
-  double row_scale() const { return reduction == Reduction::mean ? 1.0 / static_cast<double>(rows) : 1.0; }
+  // What a row's loss and gradient are multiplied by; a mean over no rows is 0.
+  double row_scale() const { return reduction == Reduction::mean && rows > 0 ? 1.0 / static_cast<double>(rows) : 1.0; }
 };
 
 struct RowOffsets {

@@ -1,7 +1,6 @@
 // The CPU side of consistency.h: logits are brought to accumulators in scratch memory, then handed to the loss, either one
 // row at a time (the vector along the classes) or kLanes rows at a time (across the rows: few or strided classes).
-// Everything is inlined into the loss's clones for each instruction set, hence no lambdas and no OpenMP region in here
-// but the last function's.
+// The loops are leaf functions with clones for each instruction set; what calls them is compiled once.
 #pragma once
 #include <algorithm>
 #include <limits>
@@ -17,10 +16,14 @@ namespace mtk {
 constexpr int kLanes = 16;              // rows of a tile
 constexpr int64_t kTileClasses = 48;    // contiguous rows shorter than this go in tiles
 constexpr int64_t kTileStrided = 4096;  // strided rows go in tiles up to this many classes: 0.5 MB, about an L2
-constexpr int64_t kBlock = 1024;        // classes summed in fp32 before fp64 takes over
+constexpr int64_t kTileBlock = 16;      // classes of a tile summed in the accumulator before an fp64 sum takes over
 constexpr int64_t kLogitsPerThread = 16 * 1024;  // fewer do not pay for one more thread
 
-// kLanes = 16 rows, class-major: (class c, lane) at c * kLanes + lane; or, with one lane, a row.
+// Classes of a row summed in the accumulator before an fp64 sum takes over; exp in fp64 is scalar, so its blocks are short.
+template <class Acc>
+constexpr int64_t kBlock = sizeof(Acc) == 4 ? 256 : 32;
+
+// A row, or a tile of kLanes rows with (class c, lane) at c * kLanes + lane.
 // a, b: logits of student and teacher; ea, eb: room for exp(logit - max), which may be a and b; gradient may be ea.
 template <class Acc>
 struct Rows {
@@ -31,82 +34,127 @@ struct Rows {
   Acc scale;  // of the gradient: 1 / rows under "mean"
 };
 
+// Of one row: sums of exp(a - max a) and of exp(b - max b); cross = sum of exp(b - max b) * ((b - max b) - (a - max a)).
 template <class Acc>
 struct RowSums {
-  Acc za = 0, zb = 0;  // sum of exp(a - max a), of exp(b - max b)
-  Acc cross = 0;       // sum of exp(b - max b) * ((b - max b) - (a - max a))
+  Acc za, zb, cross;
 
-  MTK_INLINE bool masked() const { return za == 0 || zb == 0; }  // -inf throughout; NaN is not masked
+  bool masked() const { return za == 0 || zb == 0; }  // -inf throughout; NaN is not masked
+  Acc inverse_za() const { return masked() ? Acc(0) : 1 / za; }
+};
+
+// What turns a row's exponentials into p - q = (ea * (zb / za) - eb) / zb: exactly 0 for equal sides, however the compiler
+// contracts it.
+template <class Acc>
+struct Weights {
+  Acc ratio, inverse_zb;  // both 0 for a masked row
+
+  explicit Weights(const RowSums<Acc>& sums)
+      : ratio(sums.masked() ? 0 : sums.zb / sums.za), inverse_zb(sums.masked() ? 0 : 1 / sums.zb) {}
+  MTK_INLINE Acc difference(Acc ea, Acc eb) const { return (ea * ratio - eb) * inverse_zb; }
+};
+
+// The same for a tile's lanes, laid out for the vector loop.
+template <class Acc>
+struct TileWeights {
+  Acc ratio[kLanes], inverse_zb[kLanes];
+
+  explicit TileWeights(const RowSums<Acc>* sums) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const Weights<Acc> w(sums[lane]);
+      ratio[lane] = w.ratio, inverse_zb[lane] = w.inverse_zb;
+    }
+  }
+  MTK_INLINE Acc difference(Acc ea, Acc eb, int lane) const { return (ea * ratio[lane] - eb) * inverse_zb[lane]; }
 };
 
 template <class Acc>
-MTK_INLINE Acc finite_max(Acc max) {
+Acc finite_max(Acc max) {
   return max == -std::numeric_limits<Acc>::infinity() ? Acc(0) : max;
 }
 
 // x > m ? x : m vectorises in a reduction where std::max does not.
 template <class Acc>
-MTK_INLINE Acc row_max(const Acc* x, int64_t count) {
+MTK_CPU_CLONES static Acc row_max(const Acc* x, int64_t count) {
   Acc m = -std::numeric_limits<Acc>::infinity();
 #pragma omp simd reduction(max : m)
   for (int64_t i = 0; i < count; ++i) m = x[i] > m ? x[i] : m;
-  return finite_max(m);
+  return m;
 }
 
-// Fills ea and eb and adds up. What a loss does not use of it, the compiler leaves out: kCross says the same of `cross`.
 template <bool kCross, class Acc>
-MTK_INLINE RowSums<Acc> exponentials(const Rows<Acc>& row) {
-  const Acc ma = row_max(row.a, row.classes), mb = row_max(row.b, row.classes);
+MTK_CPU_CLONES static RowSums<Acc> block_exponentials(const Acc* a, const Acc* b, Acc* ea, Acc* eb, Acc ma, Acc mb,
+                                                      int64_t count) {
+  Acc za = 0, zb = 0, cross = 0;
+#pragma omp simd reduction(+ : za, zb, cross)
+  for (int64_t c = 0; c < count; ++c) {
+    const Acc x = a[c] - ma, y = b[c] - mb;
+    const Acc ex = exp_nonpositive(x), ey = exp_nonpositive(y);
+    ea[c] = ex;
+    eb[c] = ey;
+    za += ex;
+    zb += ey;
+    if (kCross) cross += ey * where(ey != 0, y - x);
+  }
+  return {za, zb, cross};
+}
+
+// Fills ea and eb and adds up; `cross` only where kCross.
+template <bool kCross, class Acc>
+RowSums<Acc> exponentials(const Rows<Acc>& row) {
+  const Acc ma = finite_max(row_max(row.a, row.classes)), mb = finite_max(row_max(row.b, row.classes));
   double za = 0, zb = 0, cross = 0;
-  for (int64_t begin = 0; begin < row.classes; begin += kBlock) {
-    const int64_t end = std::min(begin + kBlock, row.classes);
-    Acc block_za = 0, block_zb = 0, block_cross = 0;
-#pragma omp simd reduction(+ : block_za, block_zb, block_cross)
-    for (int64_t c = begin; c < end; ++c) {
-      const Acc a = row.a[c] - ma, b = row.b[c] - mb;
-      const Acc ea = exp_nonpositive(a), eb = exp_nonpositive(b);
-      row.ea[c] = ea;
-      row.eb[c] = eb;
-      block_za += ea;
-      block_zb += eb;
-      if (kCross) block_cross += eb == 0 ? Acc(0) : eb * (b - a);
-    }
-    za += block_za, zb += block_zb, cross += block_cross;
+  for (int64_t c = 0; c < row.classes; c += kBlock<Acc>) {
+    const RowSums<Acc> block = block_exponentials<kCross>(row.a + c, row.b + c, row.ea + c, row.eb + c, ma, mb,
+                                                          std::min(kBlock<Acc>, row.classes - c));
+    za += block.za, zb += block.zb, cross += block.cross;
   }
   return {static_cast<Acc>(za), static_cast<Acc>(zb), static_cast<Acc>(cross)};
 }
 
-// The same for a tile; the lanes' sums go to sums[kLanes].
+// The same for a tile; each lane's sums go to sums[lane].
 template <bool kCross, class Acc>
-MTK_INLINE void tile_exponentials(const Rows<Acc>& tile, RowSums<Acc>* sums) {
-  Acc ma[kLanes], mb[kLanes], za[kLanes] = {}, zb[kLanes] = {}, cross[kLanes] = {};
+MTK_CPU_CLONES static void tile_exponentials(const Rows<Acc>& tile, RowSums<Acc>* sums) {
+  const int64_t size = tile.classes * kLanes;
+  const Acc *a = tile.a, *b = tile.b;
+  Acc *ea = tile.ea, *eb = tile.eb;
+  Acc ma[kLanes], mb[kLanes];
   for (int lane = 0; lane < kLanes; ++lane) ma[lane] = mb[lane] = -std::numeric_limits<Acc>::infinity();
-  for (int64_t i = 0; i < tile.classes * kLanes; i += kLanes) {
+  for (int64_t i = 0; i < size; i += kLanes) {
 #pragma omp simd
     for (int lane = 0; lane < kLanes; ++lane) {
-      ma[lane] = tile.a[i + lane] > ma[lane] ? tile.a[i + lane] : ma[lane];
-      mb[lane] = tile.b[i + lane] > mb[lane] ? tile.b[i + lane] : mb[lane];
+      ma[lane] = a[i + lane] > ma[lane] ? a[i + lane] : ma[lane];
+      mb[lane] = b[i + lane] > mb[lane] ? b[i + lane] : mb[lane];
     }
   }
   for (int lane = 0; lane < kLanes; ++lane) ma[lane] = finite_max(ma[lane]), mb[lane] = finite_max(mb[lane]);
-  for (int64_t i = 0; i < tile.classes * kLanes; i += kLanes) {
+  double za_sum[kLanes] = {}, zb_sum[kLanes] = {}, cross_sum[kLanes] = {};
+  for (int64_t begin = 0; begin < size; begin += kTileBlock * kLanes) {
+    Acc za[kLanes] = {}, zb[kLanes] = {}, cross[kLanes] = {};
+    for (int64_t i = begin; i < std::min(size, begin + kTileBlock * kLanes); i += kLanes) {
 #pragma omp simd
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const Acc x = a[i + lane] - ma[lane], y = b[i + lane] - mb[lane];
+        const Acc ex = exp_nonpositive(x), ey = exp_nonpositive(y);
+        ea[i + lane] = ex;
+        eb[i + lane] = ey;
+        za[lane] += ex;
+        zb[lane] += ey;
+        if (kCross) cross[lane] += ey * where(ey != 0, y - x);
+      }
+    }
     for (int lane = 0; lane < kLanes; ++lane) {
-      const Acc a = tile.a[i + lane] - ma[lane], b = tile.b[i + lane] - mb[lane];
-      const Acc ea = exp_nonpositive(a), eb = exp_nonpositive(b);
-      tile.ea[i + lane] = ea;
-      tile.eb[i + lane] = eb;
-      za[lane] += ea;
-      zb[lane] += eb;
-      if (kCross) cross[lane] += eb == 0 ? Acc(0) : eb * (b - a);
+      za_sum[lane] += za[lane], zb_sum[lane] += zb[lane], cross_sum[lane] += cross[lane];
     }
   }
-  for (int lane = 0; lane < kLanes; ++lane) sums[lane] = {za[lane], zb[lane], cross[lane]};
+  for (int lane = 0; lane < kLanes; ++lane) {
+    sums[lane] = {static_cast<Acc>(za_sum[lane]), static_cast<Acc>(zb_sum[lane]), static_cast<Acc>(cross_sum[lane])};
+  }
 }
 
 // Copies classes x lanes logits between an operand and class-major accumulators; lanes past the last row hold zeros.
 template <class T, class Acc>
-MTK_INLINE void gather_as(const Operand& operand, const int64_t* offsets, int lanes, int width, int64_t classes, Acc* to) {
+MTK_CPU_CLONES static void gather_as(const Operand& operand, const int64_t* offsets, int lanes, int width, int64_t classes, Acc* to) {
   const T* from = static_cast<const T*>(operand.data);
   if (width == 1 && operand.class_stride == 1) {
 #pragma omp simd
@@ -122,7 +170,7 @@ MTK_INLINE void gather_as(const Operand& operand, const int64_t* offsets, int la
 }
 
 template <class T, class Acc>
-MTK_INLINE void scatter_as(const Acc* from, const Operand& operand, const int64_t* offsets, int lanes, int width,
+MTK_CPU_CLONES static void scatter_as(const Acc* from, const Operand& operand, const int64_t* offsets, int lanes, int width,
                            int64_t classes) {
   T* to = static_cast<T*>(operand.data);
   if (width == 1 && operand.class_stride == 1) {
@@ -138,7 +186,7 @@ MTK_INLINE void scatter_as(const Acc* from, const Operand& operand, const int64_
 }
 
 template <class Acc>
-MTK_INLINE void gather(const Operand& operand, const int64_t* offsets, int lanes, int width, int64_t classes, Acc* to) {
+void gather(const Operand& operand, const int64_t* offsets, int lanes, int width, int64_t classes, Acc* to) {
   switch (operand.dtype) {
     case Dtype::f32: return gather_as<float>(operand, offsets, lanes, width, classes, to);
     case Dtype::f64: return gather_as<double>(operand, offsets, lanes, width, classes, to);
@@ -148,7 +196,7 @@ MTK_INLINE void gather(const Operand& operand, const int64_t* offsets, int lanes
 }
 
 template <class Acc>
-MTK_INLINE void scatter(const Acc* from, const Operand& operand, const int64_t* offsets, int lanes, int width,
+void scatter(const Acc* from, const Operand& operand, const int64_t* offsets, int lanes, int width,
                         int64_t classes) {
   switch (operand.dtype) {
     case Dtype::f32: return scatter_as<float>(from, operand, offsets, lanes, width, classes);
@@ -160,7 +208,7 @@ MTK_INLINE void scatter(const Acc* from, const Operand& operand, const int64_t* 
 
 // The operand's row in place, where it lies there as accumulators; else null.
 template <class Acc>
-MTK_INLINE Acc* in_place(const Operand& operand, int64_t offset) {
+Acc* in_place(const Operand& operand, int64_t offset) {
   const bool same = operand.dtype == (sizeof(Acc) == 8 ? Dtype::f64 : Dtype::f32) && operand.class_stride == 1;
   return operand.data && same ? static_cast<Acc*>(operand.data) + offset : nullptr;
 }
@@ -172,7 +220,7 @@ inline bool in_tiles(const Consistency& args) {
 
 // Rows [begin, end): their losses to losses[row], their gradients to dstudent. scratch: [4, kLanes or 1, classes].
 template <class Loss, class Acc>
-MTK_INLINE void run_tiles(const Consistency& args, int64_t begin, int64_t end, Acc* scratch, double* losses) {
+void run_tiles(const Consistency& args, int64_t begin, int64_t end, Acc* scratch, double* losses) {
   const int64_t size = args.classes * kLanes;
   Acc *a = scratch, *b = scratch + size;
   const Rows<Acc> tile{a, b, a, b, args.dstudent.data ? a : nullptr, args.classes, static_cast<Acc>(args.row_scale())};
@@ -185,7 +233,7 @@ MTK_INLINE void run_tiles(const Consistency& args, int64_t begin, int64_t end, A
     }
     gather(args.student, student, lanes, kLanes, args.classes, a);
     gather(args.teacher, teacher, lanes, kLanes, args.classes, b);
-    Acc lane_losses[kLanes];
+    double lane_losses[kLanes];
     Loss::tile(tile, lane_losses);
     for (int lane = 0; lane < lanes; ++lane) losses[row + lane] = lane_losses[lane];
     if (args.dstudent.data) scatter(a, args.dstudent, dstudent, lanes, kLanes, args.classes);
@@ -193,7 +241,7 @@ MTK_INLINE void run_tiles(const Consistency& args, int64_t begin, int64_t end, A
 }
 
 template <class Loss, class Acc>
-MTK_INLINE void run_rows(const Consistency& args, int64_t begin, int64_t end, Acc* scratch, double* losses) {
+void run_rows(const Consistency& args, int64_t begin, int64_t end, Acc* scratch, double* losses) {
   if (in_tiles(args)) return run_tiles<Loss>(args, begin, end, scratch, losses);
   Acc *a = scratch, *b = a + args.classes, *ea = b + args.classes, *eb = ea + args.classes;
   for (int64_t row = begin; row < end; ++row) {
@@ -211,10 +259,16 @@ MTK_INLINE void run_rows(const Consistency& args, int64_t begin, int64_t end, Ac
   }
 }
 
+inline double sum_pairwise(const double* values, size_t count) {
+  if (count > 64) return sum_pairwise(values, count / 2) + sum_pairwise(values + count / 2, count - count / 2);
+  double sum = 0;
+  for (size_t i = 0; i < count; ++i) sum += values[i];
+  return sum;
+}
+
 // Shares the rows among threads, whole tiles each, and reduces their losses in order: the same bits for any thread count.
-// run: run_rows<Loss, Acc> inside the loss's clones.
-template <class Acc>
-void run_threads(const Consistency& args, void (*run)(const Consistency&, int64_t, int64_t, Acc*, double*)) {
+template <class Loss, class Acc>
+void run_threads(const Consistency& args) {
   std::vector<double> losses(static_cast<size_t>(args.rows));
   const int64_t scratch_size = 4 * args.classes * (in_tiles(args) ? kLanes : 1);
   const int64_t tiles = (args.rows + kLanes - 1) / kLanes;
@@ -223,16 +277,19 @@ void run_threads(const Consistency& args, void (*run)(const Consistency&, int64_
   for (int thread = 0; thread < threads; ++thread) {
     const std::unique_ptr<Acc[]> scratch(new Acc[static_cast<size_t>(scratch_size)]);
     const int64_t begin = tiles * thread / threads * kLanes;
-    run(args, begin, std::min(args.rows, tiles * (thread + 1) / threads * kLanes), scratch.get(), losses.data());
+    run_rows<Loss>(args, begin, std::min(args.rows, tiles * (thread + 1) / threads * kLanes), scratch.get(), losses.data());
   }
   Acc* loss = static_cast<Acc*>(args.loss);
   if (args.reduction == Reduction::none) {
     for (int64_t row = 0; row < args.rows; ++row) loss[row] = static_cast<Acc>(losses[row]);
   } else {
-    double sum = 0;
-    for (const double row_loss : losses) sum += row_loss;
-    *loss = static_cast<Acc>(args.reduction == Reduction::mean ? sum / static_cast<double>(args.rows) : sum);
+    *loss = static_cast<Acc>(sum_pairwise(losses.data(), losses.size()) * args.row_scale());
   }
+}
+
+template <class Loss>
+void consistency_cpu(const Consistency& args) {
+  args.doubles() ? run_threads<Loss, double>(args) : run_threads<Loss, float>(args);
 }
 
 }  // namespace mtk

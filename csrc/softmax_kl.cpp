@@ -1,5 +1,5 @@
-// softmax_kl on the CPU. sum_c q (log q - log p) = (sum_c eb (b - a)) / zb + log za - log zb, with logits less their
-// maxima: one logarithm a row. p - q is taken as in softmax_mse, exactly 0 for equal sides.
+// softmax_kl on the CPU. sum_c q (log q - log p) = (sum_c eb (b - a)) / zb + log(za / zb), with logits less their maxima:
+// one logarithm a row, and exactly 0 for equal sides.
 #include "softmax_kl.h"
 
 #include "consistency_cpu.h"
@@ -8,56 +8,52 @@ namespace mtk {
 namespace {
 
 template <class Acc>
-MTK_INLINE double row_loss(const RowSums<Acc>& sums) {
+double row_loss(const RowSums<Acc>& sums) {
   if (sums.masked()) return 0;
-  return static_cast<double>(sums.cross) / sums.zb + (std::log(static_cast<double>(sums.za)) - std::log(static_cast<double>(sums.zb)));
+  return static_cast<double>(sums.cross) / sums.zb + std::log(static_cast<double>(sums.za) / sums.zb);
+}
+
+template <class Acc>
+MTK_CPU_CLONES void row_gradient(const Rows<Acc>& row, Weights<Acc> w) {
+  const Acc *ea = row.ea, *eb = row.eb;
+  Acc* gradient = row.gradient;
+  const Acc scale = row.scale;
+#pragma omp simd
+  for (int64_t c = 0; c < row.classes; ++c) gradient[c] = scale * w.difference(ea[c], eb[c]);
+}
+
+template <class Acc>
+MTK_CPU_CLONES void tile_gradient(const Rows<Acc>& tile, const TileWeights<Acc>& w) {
+  const Acc *ea = tile.ea, *eb = tile.eb;
+  Acc* gradient = tile.gradient;
+  const Acc scale = tile.scale;
+  for (int64_t i = 0; i < tile.classes * kLanes; i += kLanes) {
+#pragma omp simd
+    for (int lane = 0; lane < kLanes; ++lane) {
+      gradient[i + lane] = scale * w.difference(ea[i + lane], eb[i + lane], lane);
+    }
+  }
 }
 
 struct SoftmaxKl {
   template <class Acc>
-  MTK_INLINE static double row(const Rows<Acc>& row) {
+  static double row(const Rows<Acc>& row) {
     const RowSums<Acc> sums = exponentials<true>(row);
-    if (row.gradient) {
-      const Acc ratio = sums.masked() ? 0 : sums.zb / sums.za;
-      const Acc factor = sums.masked() ? 0 : row.scale / sums.zb;
-#pragma omp simd
-      for (int64_t c = 0; c < row.classes; ++c) row.gradient[c] = factor * (row.ea[c] * ratio - row.eb[c]);
-    }
+    if (row.gradient) row_gradient(row, Weights<Acc>(sums));
     return row_loss(sums);
   }
 
   template <class Acc>
-  MTK_INLINE static void tile(const Rows<Acc>& tile, Acc* losses) {
+  static void tile(const Rows<Acc>& tile, double* losses) {
     RowSums<Acc> sums[kLanes];
     tile_exponentials<true>(tile, sums);
-    for (int lane = 0; lane < kLanes; ++lane) losses[lane] = static_cast<Acc>(row_loss(sums[lane]));
-    if (!tile.gradient) return;
-    Acc ratio[kLanes], factor[kLanes];
-    for (int lane = 0; lane < kLanes; ++lane) {
-      ratio[lane] = sums[lane].masked() ? 0 : sums[lane].zb / sums[lane].za;
-      factor[lane] = sums[lane].masked() ? 0 : tile.scale / sums[lane].zb;
-    }
-    for (int64_t i = 0; i < tile.classes * kLanes; i += kLanes) {
-#pragma omp simd
-      for (int lane = 0; lane < kLanes; ++lane) {
-        tile.gradient[i + lane] = factor[lane] * (tile.ea[i + lane] * ratio[lane] - tile.eb[i + lane]);
-      }
-    }
+    for (int lane = 0; lane < kLanes; ++lane) losses[lane] = row_loss(sums[lane]);
+    if (tile.gradient) tile_gradient(tile, TileWeights<Acc>(sums));
   }
 };
 
-MTK_CPU_CLONES void run_float(const Consistency& args, int64_t begin, int64_t end, float* scratch, double* losses) {
-  run_rows<SoftmaxKl>(args, begin, end, scratch, losses);
-}
-
-MTK_CPU_CLONES void run_double(const Consistency& args, int64_t begin, int64_t end, double* scratch, double* losses) {
-  run_rows<SoftmaxKl>(args, begin, end, scratch, losses);
-}
-
 }  // namespace
 
-void softmax_kl_cpu(const Consistency& args) {
-  args.doubles() ? run_threads<double>(args, run_double) : run_threads<float>(args, run_float);
-}
+void softmax_kl_cpu(const Consistency& args) { consistency_cpu<SoftmaxKl>(args); }
 
 }  // namespace mtk

@@ -1,5 +1,4 @@
-// softmax_mse on the CPU. p - q is taken as (ea * (zb / za) - eb) / zb, so that equal sides give exactly 0 however the
-// compiler contracts it.
+// softmax_mse on the CPU.
 #include "softmax_mse.h"
 
 #include "consistency_cpu.h"
@@ -7,82 +6,100 @@
 namespace mtk {
 namespace {
 
+template <class Acc>
+struct Sums {
+  Acc squares, along;  // sum (p - q)^2, sum ea (p - q)
+};
+
+template <class Acc>
+MTK_CPU_CLONES Sums<Acc> block_sums(const Acc* ea, const Acc* eb, Weights<Acc> w, int64_t count) {
+  Acc squares = 0, along = 0;
+#pragma omp simd reduction(+ : squares, along)
+  for (int64_t c = 0; c < count; ++c) {
+    const Acc d = w.difference(ea[c], eb[c]);
+    squares += d * d;
+    along += ea[c] * d;
+  }
+  return {squares, along};
+}
+
+// gradient = factor * ea * (p - q - mean_along)
+template <class Acc>
+MTK_CPU_CLONES void row_gradient(const Rows<Acc>& row, Weights<Acc> w, Acc factor, Acc mean_along) {
+  const Acc *ea = row.ea, *eb = row.eb;
+  Acc* gradient = row.gradient;
+#pragma omp simd
+  for (int64_t c = 0; c < row.classes; ++c) gradient[c] = factor * ea[c] * (w.difference(ea[c], eb[c]) - mean_along);
+}
+
+template <class Acc>
+MTK_CPU_CLONES void tile_sums(const Rows<Acc>& tile, const TileWeights<Acc>& w, double* squares_sum, double* along_sum) {
+  const Acc *ea = tile.ea, *eb = tile.eb;
+  const int64_t size = tile.classes * kLanes;
+  for (int64_t begin = 0; begin < size; begin += kTileBlock * kLanes) {
+    Acc squares[kLanes] = {}, along[kLanes] = {};
+    for (int64_t i = begin; i < std::min(size, begin + kTileBlock * kLanes); i += kLanes) {
+#pragma omp simd
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const Acc d = w.difference(ea[i + lane], eb[i + lane], lane);
+        squares[lane] += d * d;
+        along[lane] += ea[i + lane] * d;
+      }
+    }
+    for (int lane = 0; lane < kLanes; ++lane) squares_sum[lane] += squares[lane], along_sum[lane] += along[lane];
+  }
+}
+
+template <class Acc>
+MTK_CPU_CLONES void tile_gradient(const Rows<Acc>& tile, const TileWeights<Acc>& w, const Acc* factor,
+                                  const Acc* mean_along) {
+  const Acc *ea = tile.ea, *eb = tile.eb;
+  Acc* gradient = tile.gradient;
+  for (int64_t i = 0; i < tile.classes * kLanes; i += kLanes) {
+#pragma omp simd
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const Acc d = w.difference(ea[i + lane], eb[i + lane], lane);
+      gradient[i + lane] = factor[lane] * ea[i + lane] * (d - mean_along[lane]);
+    }
+  }
+}
+
 struct SoftmaxMse {
   template <class Acc>
-  MTK_INLINE static double row(const Rows<Acc>& row) {
+  static double row(const Rows<Acc>& row) {
     const RowSums<Acc> sums = exponentials<false>(row);
-    const bool masked = sums.masked();
-    const Acc inverse_za = masked ? 0 : 1 / sums.za, inverse_zb = masked ? 0 : 1 / sums.zb;
-    const Acc ratio = masked ? 0 : sums.zb / sums.za;
-    double squares = 0, along = 0;  // sum (p - q)^2, sum p (p - q)
-    for (int64_t begin = 0; begin < row.classes; begin += kBlock) {
-      const int64_t end = std::min(begin + kBlock, row.classes);
-      Acc block_squares = 0, block_along = 0;
-#pragma omp simd reduction(+ : block_squares, block_along)
-      for (int64_t c = begin; c < end; ++c) {
-        const Acc difference = (row.ea[c] * ratio - row.eb[c]) * inverse_zb;
-        block_squares += difference * difference;
-        block_along += row.ea[c] * difference;
-      }
-      squares += block_squares, along += block_along;
+    const Weights<Acc> w(sums);
+    double squares = 0, along = 0;
+    for (int64_t c = 0; c < row.classes; c += kBlock<Acc>) {
+      const Sums<Acc> block = block_sums(row.ea + c, row.eb + c, w, std::min(kBlock<Acc>, row.classes - c));
+      squares += block.squares, along += block.along;
     }
     if (row.gradient) {
-      const Acc mean_along = static_cast<Acc>(along) * inverse_za;
-      const Acc factor = 2 * row.scale / static_cast<Acc>(row.classes) * inverse_za;
-#pragma omp simd
-      for (int64_t c = 0; c < row.classes; ++c) {
-        const Acc difference = (row.ea[c] * ratio - row.eb[c]) * inverse_zb;
-        row.gradient[c] = factor * row.ea[c] * (difference - mean_along);
-      }
+      row_gradient(row, w, 2 * row.scale / static_cast<Acc>(row.classes) * sums.inverse_za(),
+                   static_cast<Acc>(along) * sums.inverse_za());
     }
     return squares / static_cast<double>(row.classes);
   }
 
   template <class Acc>
-  MTK_INLINE static void tile(const Rows<Acc>& tile, Acc* losses) {
+  static void tile(const Rows<Acc>& tile, double* losses) {
     RowSums<Acc> sums[kLanes];
     tile_exponentials<false>(tile, sums);
-    Acc inverse_za[kLanes], inverse_zb[kLanes], ratio[kLanes], squares[kLanes] = {}, along[kLanes] = {};
+    const TileWeights<Acc> w(sums);
+    double squares[kLanes] = {}, along[kLanes] = {};
+    tile_sums(tile, w, squares, along);
+    Acc mean_along[kLanes], factor[kLanes];
     for (int lane = 0; lane < kLanes; ++lane) {
-      const bool masked = sums[lane].masked();
-      inverse_za[lane] = masked ? 0 : 1 / sums[lane].za;
-      inverse_zb[lane] = masked ? 0 : 1 / sums[lane].zb;
-      ratio[lane] = masked ? 0 : sums[lane].zb / sums[lane].za;
+      losses[lane] = squares[lane] / static_cast<double>(tile.classes);
+      mean_along[lane] = static_cast<Acc>(along[lane]) * sums[lane].inverse_za();
+      factor[lane] = 2 * tile.scale / static_cast<Acc>(tile.classes) * sums[lane].inverse_za();
     }
-    for (int64_t i = 0; i < tile.classes * kLanes; i += kLanes) {
-#pragma omp simd
-      for (int lane = 0; lane < kLanes; ++lane) {
-        const Acc difference = (tile.ea[i + lane] * ratio[lane] - tile.eb[i + lane]) * inverse_zb[lane];
-        squares[lane] += difference * difference;
-        along[lane] += tile.ea[i + lane] * difference;
-      }
-    }
-    for (int lane = 0; lane < kLanes; ++lane) losses[lane] = squares[lane] / static_cast<Acc>(tile.classes);
-    if (!tile.gradient) return;
-    const Acc factor = 2 * tile.scale / static_cast<Acc>(tile.classes);
-    for (int64_t i = 0; i < tile.classes * kLanes; i += kLanes) {
-#pragma omp simd
-      for (int lane = 0; lane < kLanes; ++lane) {
-        const Acc difference = (tile.ea[i + lane] * ratio[lane] - tile.eb[i + lane]) * inverse_zb[lane];
-        tile.gradient[i + lane] =
-            factor * inverse_za[lane] * tile.ea[i + lane] * (difference - along[lane] * inverse_za[lane]);
-      }
-    }
+    if (tile.gradient) tile_gradient(tile, w, factor, mean_along);
   }
 };
 
-MTK_CPU_CLONES void run_float(const Consistency& args, int64_t begin, int64_t end, float* scratch, double* losses) {
-  run_rows<SoftmaxMse>(args, begin, end, scratch, losses);
-}
-
-MTK_CPU_CLONES void run_double(const Consistency& args, int64_t begin, int64_t end, double* scratch, double* losses) {
-  run_rows<SoftmaxMse>(args, begin, end, scratch, losses);
-}
-
 }  // namespace
 
-void softmax_mse_cpu(const Consistency& args) {
-  args.doubles() ? run_threads<double>(args, run_double) : run_threads<float>(args, run_float);
-}
+void softmax_mse_cpu(const Consistency& args) { consistency_cpu<SoftmaxMse>(args); }
 
 }  // namespace mtk

@@ -1,5 +1,6 @@
-"""The `mtkernels` command: train, report, demo. What it needs beyond torch is imported when it is asked for."""
+"""The `mtkernels` command: train, report, demo. What it needs beyond torch is imported only on use."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -21,6 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.name is None or error.name.split(".")[0] == "mtkernels":
             raise
         return _fail(_EXTRA.format(error.name.split(".")[0]), 1)
+    except BrokenPipeError:  # the reader of our output, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, OSError, FloatingPointError) as error:
         return _fail(str(error), 2 if isinstance(error, ValueError) else 1)
 

@@ -2,23 +2,21 @@
 
 import argparse
 import contextlib
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-import matplotlib  # noqa: F401  missing libraries must show before a training, not after it
-import safetensors  # noqa: F401
-import sklearn  # noqa: F401
 import tyro
 
 from .cli import INTERRUPTED
 from .config import Config
 from .console import print_table
-from .files import write_with
+from .files import free_path, write_with
 from .plots import plot_groups
 from .presets import PRESETS
-from .report import Run, group_runs, read_runs, table
+from .report import Run, group_runs, mean_and_deviation, read_runs, table
 from .run import run
 
 PresetName = Literal["digits"]
@@ -51,6 +49,8 @@ class Demo:
     """Labeled images, of 1,297."""
     seeds: tuple[int, ...] = (0,)
     """Seeds; each trains both methods."""
+    steps: int = PRESETS["digits"].steps
+    """Length of each training, in optimizer steps."""
     out: Path = Path("runs")
     """Folder that the demo's own folder is made in."""
 
@@ -73,8 +73,16 @@ def parse(argv: Sequence[str]) -> Train | Report | Demo:
     )
 
 
+def check_libraries() -> None:
+    """Missing libraries must show before a training, not after it; importing them here takes a second."""
+    for name in ("matplotlib", "safetensors", "sklearn"):
+        if importlib.util.find_spec(name) is None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
 def perform(command: Train | Report | Demo) -> int:
     """Do it, and return the exit code."""
+    check_libraries()
     if isinstance(command, Train):
         return _train(command.config)
     return _report(command) if isinstance(command, Report) else _demo(command)
@@ -82,14 +90,11 @@ def perform(command: Train | Report | Demo) -> int:
 
 def _train(config: Config) -> int:
     folder, summary = run(config)
-    steps = (
-        f"stopped at step {summary['steps_done']}"
-        if summary["interrupted"]
-        else f"{summary['steps_done']} steps"
-    )
+    end = "stopped at step" if summary["interrupted"] else "finished step"
+    errors = [f"{role} {summary[f'{role}_error']:.2f}%" for role in ("student", "teacher")]
     print(
-        f"{steps} in {summary['seconds']:.0f} s: {config.eval_split} error of the student"
-        f" {summary['student_error']:.2f}%, of the teacher {summary['teacher_error']:.2f}%; all in {folder}"
+        f"{end} {summary['steps_done']} after {summary['seconds']:.0f} s,"
+        f" error on {config.eval_split} images: {', '.join(errors)}; all in {folder}"
     )
     return INTERRUPTED if summary["interrupted"] else 0
 
@@ -108,36 +113,21 @@ def _report(command: Report) -> int:
 
 
 def _demo(command: Demo) -> int:
-    folder = _free_folder(command.out / "demo")
-    for seed in command.seeds:
+    folder = free_path(command.out / "demo")
+    shared = replace(PRESETS["digits"], labels=command.labels, steps=command.steps, out=folder)
+    for seed in dict.fromkeys(command.seeds):
         for method in ("supervised", "mean-teacher"):
-            config = replace(
-                PRESETS["digits"],
-                method=method,
-                labels=command.labels,
-                seed=seed,
-                out=folder,
-                name=f"{method}-seed{seed}",
-            )
+            config = replace(shared, method=method, seed=seed, name=f"{method}-seed{seed}")
             if code := _train(config):
                 return code
     groups, _ = group_runs(read_runs([folder])[0])
     _save_groups(folder / "demo.png", groups)
-    print(f"\ntest error with {command.labels} labeled images, seeds {', '.join(map(str, command.seeds))}:")
-    for label, words in (("supervised", "supervised-only"), ("mean-teacher", "Mean Teacher")):
-        errors = [each.error for each in groups[label]]
-        print(f"  {words:<16} {sum(errors) / len(errors):6.2f}%")
+    seeds = "seed" if len(command.seeds) == 1 else "seeds"
+    print(f"\nTest error with {command.labels} labeled images, {seeds} {' '.join(map(str, command.seeds))}:")
+    for method, words in (("supervised", "supervised-only"), ("mean-teacher", "Mean Teacher")):
+        print(f"  {words:<16} {mean_and_deviation([each.error for each in groups[method]])} %")
     print(f"figure: {folder / 'demo.png'}")
     return 0
-
-
-def _free_folder(folder: Path) -> Path:
-    """`folder`, or folder-2, -3 ... where a demo has been before."""
-    number, free = 1, folder
-    while free.exists():
-        number += 1
-        free = folder.with_name(f"{folder.name}-{number}")
-    return free
 
 
 def _save_groups(path: Path, groups: dict[str, list[Run]]) -> None:

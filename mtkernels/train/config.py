@@ -15,7 +15,7 @@ class Config:
     dataset: Literal["digits"] = "digits"
     """What to train on."""
     labels: int = 20
-    """Number of labeled images, spread evenly over the classes and chosen by the seed; the rest stay unlabeled."""
+    """Labeled images, spread evenly over the classes and chosen by the seed; the rest stay unlabeled."""
     seed: int = 0
     """Seed of everything random: which images are labeled, first weights, batches, views, dropout."""
 
@@ -39,8 +39,8 @@ class Config:
     """Learning rate at step 0 of the linear ramp-up."""
     lr_rampup: int = 0
     """Steps over which the learning rate rises linearly from initial_lr to lr (0: none)."""
-    lr_rampdown: int = 0
-    """Step at which the cosine ramp-down of the learning rate reaches 0; at least `steps` (0: no ramp-down)."""
+    lr_rampdown: int | None = None
+    """Step at which the learning rate's cosine ramp-down reaches 0 (None: the last one, 0: no ramp-down)."""
     momentum: float = 0.9
     """Momentum of SGD."""
     nesterov: bool = True
@@ -49,13 +49,13 @@ class Config:
     """L2 penalty of SGD, on all parameters."""
 
     ema_decay: float = 0.99
-    """teacher <- decay * teacher + (1 - decay) * student, each step; min(1 - 1/(step + 1), ema_decay) early on."""
+    """teacher <- decay * teacher + (1 - decay) * student; decay = min(1 - 1/(step + 1), ema_decay)."""
     buffers: Literal["average", "copy", "keep"] = "average"
-    """Batch norm's statistics in the teacher: averaged like weights, the student's, or the teacher's own (the paper's)."""
+    """Batch norm's statistics in the teacher: averaged like weights, the student's, or the teacher's own."""
     consistency: float = 100.0
-    """Highest weight of the consistency loss, where the class loss is a sum over labeled images / batch_size."""
+    """Highest weight of the consistency loss; the class loss is a sum over labeled images / batch_size."""
     consistency_type: Literal["mse", "kl"] = "mse"
-    """Distance of the two predictions: mean squared difference of probabilities, or KL(teacher || student)."""
+    """Distance of the predictions: mean squared difference of probabilities, or KL(teacher || student)."""
     consistency_rampup: int = 500
     """Steps of the sigmoid ramp-up of the consistency weight (0: none)."""
 
@@ -75,7 +75,7 @@ class Config:
     eval_interval: int = 100
     """Steps between evaluations of student and teacher, each one line of metrics."""
     eval_split: Literal["test", "unlabeled"] = "test"
-    """Errors on the test images, or on the unlabeled training images (to choose settings without the test images)."""
+    """Errors on the test images, or on the unlabeled training images, to choose settings by."""
 
     out: Path = Path("runs")
     """Folder that the run's own folder is made in."""
@@ -91,16 +91,17 @@ class Config:
         for names, low, high, words in _RANGES:
             for name in names:
                 value = getattr(self, name)
-                if not low <= value <= high:  # also refuses nan
+                if value is not None and not low <= value <= high:  # also refuses nan
                     raise ValueError(f"{name} must be {words}, got {value}")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         if self.method != "supervised" and self.labeled_batch_size >= self.batch_size:
             raise ValueError(
-                f"labeled_batch_size must be below batch_size ({self.batch_size}), got {self.labeled_batch_size}"
+                f"labeled_batch_size must be below batch_size ({self.batch_size}),"
+                f" got {self.labeled_batch_size}"
             )
-        if 0 < self.lr_rampdown < self.steps:
+        if self.lr_rampdown and self.lr_rampdown < self.steps:
             raise ValueError(
                 f"lr_rampdown must be 0 or at least steps ({self.steps}), got {self.lr_rampdown}"
             )
@@ -120,12 +121,8 @@ _CHOICES = {
 }  # field -> what it may be
 _LARGE = 1e9  # refuses inf
 _RANGES = (
-    (
-        ("labels", "steps", "batch_size", "labeled_batch_size", "width", "eval_interval"),
-        1,
-        _LARGE,
-        "1 or more",
-    ),
+    (("labels", "steps", "eval_interval", "width"), 1, _LARGE, "1 or more"),
+    (("batch_size", "labeled_batch_size"), 1, _LARGE, "1 or more"),
     (("seed",), 0, 2**32 - 1, "between 0 and 2**32 - 1"),
     (("lr", "initial_lr", "lr_rampup", "lr_rampdown", "weight_decay"), 0, _LARGE, "0 or more"),
     (("consistency", "consistency_rampup", "threads"), 0, _LARGE, "0 or more"),

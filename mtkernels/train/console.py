@@ -1,8 +1,9 @@
-"""What a run shows while it trains: a rich progress bar on a terminal, else one plain line per evaluation."""
+"""What a run shows while it trains: a line of metrics per evaluation and, on a terminal, a progress bar."""
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from .config import Config
@@ -14,40 +15,47 @@ Show = Callable[[Record], None]
 @contextmanager
 def progress(config: Config, folder: Path) -> Iterator[Show]:
     """Yields a function to call with each record."""
-    print(
-        f"{config.method} on {config.dataset}, {config.labels} labels, seed {config.seed} -> {folder}",
-        flush=True,
-    )
-    try:
-        from rich.progress import Progress
-    except ModuleNotFoundError:
-        Progress = None
-    if Progress is None or not sys.stdout.isatty():
-        yield lambda record: print(f"step {record['step']:>6}/{config.steps}  {describe(record)}", flush=True)
+    title = f"{config.method} on {config.dataset}, {config.labels} labels, seed {config.seed}"
+    print(f"{title} -> {folder}", flush=True)
+    write: Callable[[str], None] = partial(print, flush=True)
+    if not sys.stdout.isatty() or not (bar := _bar()):
+        yield _lines(write)
         return
-    with _rich_progress() as bar:
-        task = bar.add_task("", total=config.steps, text="")
-        yield lambda record: bar.update(task, completed=record["step"], text=describe(record))
+    with bar:
+        task = bar.add_task("", total=config.steps)
+        show_line = _lines(partial(bar.console.print, highlight=False, soft_wrap=True))
+
+        def show(record: Record) -> None:
+            show_line(record)
+            bar.update(task, completed=record["step"])
+
+        yield show
 
 
-def describe(record: Record) -> str:
-    """The record in one line: losses, errors, speed."""
-    losses = "  ".join(f"{name} {value:.4f}" for name, value in record.items() if name.endswith("_loss"))
-    return (
-        f"{losses}  error: student {record['student_error']:.1f}%, teacher {record['teacher_error']:.1f}%"
-        f"  {record['images_per_second']:.0f} images/s"
-    )
+def _lines(write: Callable[[str], None]) -> Show:
+    """Writes records as a table that fits 80 columns; the first record brings the header."""
+    widths: dict[str, int] = {}
+
+    def show(record: Record) -> None:
+        cells = {"step": f"{record['step']}"}
+        cells |= {name: f"{value:.4f}" for name, value in record.items() if name.endswith("_loss")}
+        cells |= {f"{role}_error": f"{record[f'{role}_error']:.2f}%" for role in ("student", "teacher")}
+        cells["images/s"] = f"{record['images_per_second']:.0f}"
+        if not widths:
+            widths.update({name: max(len(name), 7) for name in cells})
+            write("  ".join(name.rjust(width) for name, width in widths.items()))
+        write("  ".join(cell.rjust(widths[name]) for name, cell in cells.items()))
+
+    return show
 
 
-def _rich_progress():
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    return Progress(
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[text]}"),
-        TimeRemainingColumn(),
-    )
+def _bar():
+    """rich's progress bar, or None where rich is not installed."""
+    try:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    except ModuleNotFoundError:
+        return None
+    return Progress(TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
 
 
 def print_table(rows: list[list[str]]) -> None:

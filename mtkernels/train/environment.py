@@ -43,7 +43,7 @@ def _cpu_name() -> str:
 
 
 def _git_commit() -> str | None:
-    """The commit of mtkernels' own checkout; None for an installed copy, even one inside someone's repository."""
+    """The commit of mtkernels' own checkout; None for an installed copy, even inside some repository."""
     here = Path(__file__)
     try:
         for command in (["ls-files", "--error-unmatch", here.name], ["rev-parse", "HEAD"]):

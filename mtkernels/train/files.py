@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: written beside their name, then renamed."""
+"""Files that are either whole or absent (written beside their name, then renamed), and names for them."""
 
 import csv
 import io
@@ -8,8 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 
+def free_path(path: Path) -> Path:
+    """`path`, or path-2, -3 ... where that exists."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}-{number}")
+    return free
+
+
 def write_with(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a temporary file, then move it to `path` in one step; on failure nothing is left behind."""
+    """Let `write` make a temporary file, then move it to `path` in one step; a failure leaves nothing."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)

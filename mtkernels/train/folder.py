@@ -1,6 +1,5 @@
 """A run's folder: making it, filling it, reading its weights back."""
 
-import itertools
 import json
 from pathlib import Path
 from typing import Literal
@@ -10,7 +9,7 @@ from torch import nn
 
 from .config import Config
 from .data import DATASETS
-from .files import write_csv, write_json, write_with
+from .files import free_path, write_csv, write_json, write_with
 from .meter import Record
 from .methods import Method
 from .models import MODELS
@@ -19,29 +18,22 @@ Summary = dict[str, object]
 
 
 def make_folder(config: Config) -> Path:
-    """A new, empty folder. A name that was asked for and is taken is an error; a made-up one gets the next free number."""
+    """A new, empty folder. A taken name is an error if it was asked for; a made-up one gets a free number."""
     if config.name is not None:
         folder = config.out / config.name
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise FileExistsError(f"{folder} exists and is not empty: choose another --name, or remove it")
         folder.mkdir(parents=True, exist_ok=True)
         return folder
-    stem = f"{config.dataset}-{config.method}-{config.labels}-seed{config.seed}"
-    for number in itertools.count(1):
-        folder = config.out / (stem if number == 1 else f"{stem}-{number}")
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            if not folder.parent.is_dir():
-                raise
-    raise AssertionError("unreachable")
+    folder = free_path(config.out / f"{config.dataset}-{config.method}-{config.labels}-seed{config.seed}")
+    folder.mkdir(parents=True)
+    return folder
 
 
 def finish_folder(
     folder: Path, config: Config, method: Method, records: list[Record], seconds: float
 ) -> Summary:
-    """Write weights, metrics.csv, curves.png, and summary.json last: its presence says that the run has ended well."""
+    """Write weights, metrics.csv, curves.png; summary.json last: its presence says that the run is whole."""
     from .plots import plot_curves
 
     for role in ("teacher", "student"):

@@ -21,7 +21,10 @@ def train(
     on_record: Callable[[Record], None],
     should_stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Train `method` for `config.steps` steps; `on_record` gets the metrics of each evaluation, also when stopped."""
+    """Train `method` for `config.steps` steps; `on_record` gets each evaluation's metrics, and a stop's.
+
+    Seeds torch's global generator each step: dropout draws from it.
+    """
     batches = make_batches(config, method, data)
     augment = make_augment(config)
     optimizer = make_optimizer(config, method)
@@ -48,16 +51,15 @@ def train(
 
 
 def make_method(config: Config, data: Dataset) -> Method:
-    """The method with its student, whose first weights depend on the seed alone and so are the same for every method."""
+    """The method and its student, whose first weights depend on the seed alone, not on the method."""
     torch.manual_seed(stream_seed(config.seed, "model"))
-    student = MODELS[config.model](
-        DATASETS[config.dataset].classes, width=config.width, dropout=config.dropout
-    )
+    classes = DATASETS[config.dataset].classes
+    student = MODELS[config.model](classes, width=config.width, dropout=config.dropout)
     return METHODS[config.method](student.to(data.images.device), config)
 
 
 def make_batches(config: Config, method: Method, data: Dataset) -> LabeledBatches | TwoStreamBatches:
-    """Two-stream batches for a method that uses unlabeled images, else batches of their labeled part alone."""
+    """Two-stream batches for a method that uses unlabeled images, else their labeled part alone."""
     if not method.uses_unlabeled:
         return LabeledBatches(data.labeled, batch_size=config.labeled_batch_size, seed=config.seed)
     return TwoStreamBatches(

@@ -15,7 +15,7 @@ Record = dict[str, float]  # one line of metrics.jsonl
 
 
 class Meter:
-    """Sums what the steps report; `record` averages the sums, evaluates both models, and transfers once."""
+    """Sums what the steps report; `record` averages the sums and evaluates both models."""
 
     def __init__(self, config: Config, method: Method, data: Dataset) -> None:
         self.config, self.method = config, method
@@ -37,31 +37,34 @@ class Meter:
         self._images += images
 
     def record(self, steps_done: int) -> Record:
-        """Losses averaged since the last record, errors in percent, images per second of training (evaluation apart)."""
-        sums = list(self._sums.values())
-        losses = (
-            [] if not sums else (torch.stack(sums).double() / self._steps).tolist()
-        )  # waits for the device
+        """Losses averaged since the last record, errors in percent, images per second (evaluation apart)."""
+        means = torch.stack(list(self._sums.values())).double() / self._steps
+        losses = dict(zip(self._sums, means.tolist(), strict=True))  # waits for the device
         seconds = time.perf_counter() - self._started
-        record: Record = {"step": steps_done, **dict(zip(self._sums, losses, strict=True))}
-        for name, loss in zip(self._sums, losses, strict=True):
+        for name, loss in losses.items():
             if not math.isfinite(loss):
                 raise FloatingPointError(
                     f"{name} must stay finite, got {loss} by step {steps_done}: try a lower lr or consistency"
                 )
         models = (self.method.student, self.method.teacher)
         errors = torch.stack([error_percent(model, self.images, self.labels) for model in models])
-        record["student_error"], record["teacher_error"] = errors.tolist()
-        record["consistency_weight"] = self.method.consistency_weight(steps_done - 1)
-        record["lr"] = learning_rate(steps_done - 1, self.config)
-        record["images_per_second"] = self._images / max(seconds, 1e-9)
+        student_error, teacher_error = errors.tolist()
+        record: Record = {
+            "step": steps_done,
+            **losses,
+            "student_error": student_error,
+            "teacher_error": teacher_error,
+            "consistency_weight": self.method.consistency_weight(steps_done - 1),
+            "lr": learning_rate(steps_done - 1, self.config),
+            "images_per_second": round(self._images / max(seconds, 1e-9), 1),
+        }
         self._restart()
         return record
 
 
 @torch.no_grad()
 def error_percent(model: nn.Module, images: Tensor, labels: Tensor, *, rows: int = 1000) -> Tensor:
-    """Percentage of `images` that `model`, in eval mode, puts in a wrong class: float64, 0-d, on their device."""
+    """Percentage of `images` that `model`, in eval mode, puts in a wrong class: 0-d float64, on device."""
     was_training = model.training
     model.eval()
     parts = zip(images.split(rows), labels.split(rows), strict=True)

@@ -36,7 +36,7 @@ def plot_curves(path: Path, config: Config, records: Sequence[Record]) -> None:
 
 
 def plot_groups(path: Path, groups: Mapping[str, Sequence["Run"]]) -> None:
-    """For each group of runs: the headline model's error against the step, and each run's last error with the mean."""
+    """For each group the headline model's error against the step, and each run's last error and the mean."""
     figure = _figure(width=11, height=4.2)
     curves, finals = figure.subplots(1, 2, width_ratios=(3, 2))
     for place, (label, runs) in enumerate(groups.items()):

@@ -6,7 +6,7 @@ from .config import Config
 
 
 def sigmoid_rampup(step: float, length: float) -> float:
-    """exp(-5 (1 - t/L)^2) from step 0 to `length`, then 1; a length of 0 means no ramp. Laine and Aila, 1610.02242."""
+    """exp(-5 (1 - t/L)^2) from step 0 to L = `length`, then 1; L = 0: no ramp. Laine and Aila, 1610.02242."""
     if length == 0:
         return 1.0
     progress = min(max(step / length, 0.0), 1.0)
@@ -26,15 +26,16 @@ def cosine_rampdown(step: float, length: float) -> float:
 
 
 def warm_decay(step: int, decay: float) -> float:
-    """min(1 - 1/(step + 1), decay), where `step` counts the optimizer steps done, so that the first update has 1/2.
+    """min(1 - 1/(step + 1), decay), where `step` counts the optimizer steps done: the first update has 1/2.
 
-    While the first term is the smaller, the teacher is the plain mean of its start and of all students so far: it
-    forgets the random start as fast as an average can. With decay 0.99 that lasts 98 steps, with 0.999 998 steps.
+    While the first term is the smaller, the teacher is the plain mean of its start and of all students so
+    far: it forgets the random start as fast as an average can. At decay 0.99 that lasts 98 steps.
     """
     return min(1.0 - 1.0 / (step + 1), decay)
 
 
 def learning_rate(step: int, config: Config) -> float:
-    """Linear from `initial_lr` to `lr` over `lr_rampup` steps, times the cosine that is 0 at `lr_rampdown` (if any)."""
+    """Linear from `initial_lr` to `lr` over `lr_rampup` steps, times the cosine to 0 at `lr_rampdown`."""
+    rampdown = config.steps if config.lr_rampdown is None else config.lr_rampdown
     rate = config.initial_lr + (config.lr - config.initial_lr) * linear_rampup(step, config.lr_rampup)
-    return rate * cosine_rampdown(step, config.lr_rampdown) if config.lr_rampdown else rate
+    return rate * cosine_rampdown(step, rampdown) if rampdown else rate

@@ -10,6 +10,8 @@ from .meter import Record
 
 # What does not tell two experiments apart: the seed, and settings that a run's result does not depend on.
 _NOT_COMPARED = {"seed", "name", "out", "threads", "eval_interval"}
+_CONFIG_NAMES = ("method", "labels", "seed", "eval_split")  # what a run needs to be reported
+_SUMMARY_NAMES = ("interrupted", "steps_done", "seconds", "student_error", "teacher_error")
 
 
 @dataclass(frozen=True)
@@ -57,14 +59,10 @@ def _read_run(folder: Path) -> Run:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    run = Run(folder, config, summary, [json.loads(line) for line in lines])
-    _ = (
-        run.error,
-        config["seed"],
-        config["eval_split"],
-        summary["interrupted"],
-    )  # a KeyError here names what is missing
-    return run
+    for values, names in ((config, _CONFIG_NAMES), (summary, _SUMMARY_NAMES)):
+        for name in names:
+            values[name]  # a KeyError here names what is missing
+    return Run(folder, config, summary, [json.loads(line) for line in lines])
 
 
 def _reason(error: Exception) -> str:
@@ -78,7 +76,7 @@ def _reason(error: Exception) -> str:
 def group_runs(runs: Sequence[Run]) -> tuple[dict[str, list[Run]], list[str]]:
     """Runs that differ by nothing but the seed, under a label that says what tells the groups apart.
 
-    A seed that was run twice with the same settings counts once, in its last folder: repeats are no new evidence.
+    A seed that was run twice with the same settings counts once, in its last folder: it is no new evidence.
     """
     keys: dict[str, dict[object, Run]] = {}
     notes = []
@@ -100,7 +98,7 @@ def _label(config: Mapping[str, object], configs: Sequence[Mapping[str, object]]
 
 
 def table(groups: Mapping[str, Sequence[Run]]) -> list[list[str]]:
-    """Header and one row a group: labels, runs, error of student and teacher as mean and sample standard deviation."""
+    """Header and one row a group: labels, runs, student's and teacher's error (mean ± sample deviation)."""
     rows = [["runs that differ by the seed", "labels", "n", "student error %", "teacher error %", "seconds"]]
     for label, runs in groups.items():
         errors = [

@@ -1,4 +1,4 @@
-"""One run from config to a filled folder: what `mtkernels train` does once, and `mtkernels demo` several times."""
+"""One run from config to a filled folder: what `mtkernels train` does once and `demo` several times."""
 
 import json
 import signal
@@ -16,18 +16,19 @@ from .data import DATASETS
 from .environment import environment
 from .files import write_json
 from .folder import Summary, finish_folder, make_folder
-from .loop import make_method, train
+from .loop import make_batches, make_method, train
 from .meter import Record
 
 
 def run(config: Config, *, command: Sequence[str] | None = None) -> tuple[Path, Summary]:
-    """Train as `config` says and fill the run's folder; Ctrl-C ends the training early and the folder is filled still."""
+    """Train as `config` says and fill the run's folder; Ctrl-C ends the training early, not the filling."""
     config.validate()
     device = _device(config)
     if config.threads:
         torch.set_num_threads(config.threads)
     data = DATASETS[config.dataset].load(config.labels, config.seed).to(device)
     method = make_method(config, data)
+    make_batches(config, method, data)  # refuses batches that the data cannot fill, before there is a folder
     folder = make_folder(config)
     write_json(folder / "config.json", config.as_dict())
     write_json(folder / "environment.json", environment(device, command))
@@ -51,9 +52,9 @@ def run(config: Config, *, command: Sequence[str] | None = None) -> tuple[Path, 
 
 @contextmanager
 def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Within it the first Ctrl-C only makes the yielded function return True; the second one interrupts at once.
+    """Within it the first Ctrl-C makes the yielded function return True, and the second interrupts at once.
 
-    A step is so never cut in half: student and teacher are saved as a step left them.
+    So no step is cut in half: student and teacher are saved as a step left them.
     """
     stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals

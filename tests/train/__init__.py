@@ -1,1 +1,1 @@
-"""Tests of the reference trainer; a package, so that its file names may repeat those of other test folders."""
+"""Tests of the reference trainer; a package, so that its file names may repeat other folders'."""

@@ -1,5 +1,6 @@
 """Each refused setting names its field and value, and the lists that are written twice are equal."""
 
+import inspect
 import json
 from dataclasses import fields, replace
 from typing import get_args, get_type_hints
@@ -35,6 +36,7 @@ def test_presets_are_valid(preset):
             r"labeled_batch_size must be below batch_size \(20\), got 20",
         ),
         ({"steps": 100, "lr_rampdown": 50}, r"lr_rampdown must be 0 or at least steps \(100\), got 50"),
+        ({"lr_rampdown": -1}, r"lr_rampdown must be 0 or more, got -1"),
         ({"nesterov": True, "momentum": 0.0}, r"momentum must be above 0 where nesterov is on, got 0"),
         ({"name": "a/b"}, r"name must be letters, digits and . _ \+ = - only, got 'a/b'"),
         ({"name": ".."}, r"name must be .*, got '..'"),
@@ -54,7 +56,7 @@ def test_every_number_is_checked():
 
 
 def test_every_field_has_its_words():
-    lines = __import__("inspect").getsource(Config)
+    lines = inspect.getsource(Config)
     for field in fields(Config):
         after = lines.split(f"\n    {field.name}: ", 1)[1].split("\n", 2)[1]
         assert after.strip().startswith('"""') and after.rstrip().endswith('."""'), field.name

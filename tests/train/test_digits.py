@@ -1,4 +1,4 @@
-"""The digits: one test set for ever, disjoint from the pool, and labels that are balanced and chosen by the seed."""
+"""The digits: one test set for ever, disjoint from the pool; labels balanced and chosen by the seed."""
 
 import numpy as np
 import pytest

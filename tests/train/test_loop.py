@@ -69,7 +69,7 @@ def test_a_stop_ends_after_the_step_with_a_record(small):
 
 
 def test_supervised_learns_the_labels(small):
-    config = replace(small, method="supervised", steps=60, eval_interval=60, width=8, dropout=0.0, lr=0.05)
+    config = replace(small, method="supervised", steps=100, eval_interval=100, width=8, dropout=0.0, lr=0.05)
     _, records = trained(config)
     assert records[-1]["student_error"] < 60  # chance is 90
 
@@ -92,5 +92,5 @@ def test_a_diverged_run_says_so(small):
 def test_imports_without_the_extras():
     """Whoever calls the loop from a program of their own needs no command-line, plot or dataset library."""
     blocked = ["tyro", "rich", "matplotlib", "safetensors", "sklearn", "scipy"]
-    script = f"import sys; sys.modules.update(dict.fromkeys({blocked})); import mtkernels.train.loop, mtkernels.train.run"
+    script = f"import sys; sys.modules.update(dict.fromkeys({blocked})); import mtkernels.train.run"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

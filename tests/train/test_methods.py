@@ -30,7 +30,7 @@ def test_consistency_alone_teaches_the_student_and_not_the_teacher(small, consis
     method.teacher.requires_grad_(True)  # a teacher that could learn: only the loss keeps it from it
     losses = method.losses(VIEWS, torch.full((30,), NO_LABEL), step=10)
     losses["consistency_loss"].backward()
-    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in _weights(method.student))
+    assert all(weight.grad is not None and weight.grad.any() for weight in method.student.parameters())
     assert all(weight.grad is None or not weight.grad.any() for weight in method.teacher.parameters())
 
 
@@ -83,7 +83,7 @@ def test_buffers_follow_the_policy(small, buffers):
     for key, old in before.items():
         expected = {"keep": old, "copy": student[key]}.get(buffers, (old + student[key]) / 2)
         if not old.is_floating_point():
-            expected = old if buffers == "keep" else student[key]
+            expected = student[key]  # a counter has no average
         torch.testing.assert_close(teacher[key], expected, msg=key)
 
 
@@ -92,8 +92,3 @@ def test_supervised_sees_one_view_and_has_no_consistency(small):
     assert method.views == 1 and not method.uses_unlabeled
     assert list(method.losses(VIEWS[:1], LABELS, step=0)) == ["class_loss"]
     assert method.consistency_weight(3) == 0
-
-
-def _weights(model):
-    """All weights that the distance of softmaxes depends on: batch norm takes out nothing but the convolutions' scale."""
-    return list(model.parameters())

@@ -41,4 +41,5 @@ def test_learning_rate_rises_then_falls():
     assert learning_rate(5, config) == pytest.approx(0.25 * cosine_rampdown(5, 100))
     assert learning_rate(50, config) == pytest.approx(0.2)
     assert learning_rate(99, config) < 1e-3
+    assert learning_rate(50, replace(config, lr_rampdown=None)) == pytest.approx(0.2)  # None: at the end
     assert learning_rate(99, replace(config, lr_rampdown=0)) == pytest.approx(0.4)

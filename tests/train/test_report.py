@@ -74,8 +74,16 @@ def test_left_out_runs_are_named(tmp_path):
     assert repeats == [f"{tmp_path / 'mt0'} left out: {tmp_path / 'zagain'} repeats it"]
     assert notes[0] == f"{tmp_path / 'cut'} left out: interrupted at step 9"
     assert notes[1] == f"{tmp_path / 'dead'} left out: it has no summary.json (still running, or it died)"
-    assert notes[2] == f"{tmp_path / 'old'} left out: it has no 'teacher_error'"
+    assert notes[2] == f"{tmp_path / 'old'} left out: it has no 'interrupted'"
     assert notes[3].startswith(f"{tmp_path / 'torn'} left out: a file of it cannot be read (")
+
+
+def test_files_among_the_folders_are_passed_over(tmp_path):
+    """`mtkernels report runs/*` names the last report's figure too."""
+    seeds(tmp_path, "mt", [5.0])
+    (tmp_path / "report.png").write_bytes(b"")
+    runs, notes = read_runs(sorted(tmp_path.iterdir()))
+    assert len(runs) == 1 and notes == []
 
 
 def test_a_missing_folder_is_an_error(tmp_path):

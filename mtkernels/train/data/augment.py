@@ -1,4 +1,4 @@
-"""Random views of small images: batched tensor operations on the images' device, each row with its own draw."""
+"""Random views of small images: batched operations on the images' device, each row with its own draw."""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from ..seeds import generator
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """Affine map, smooth warp, then Gaussian noise; every amount is drawn per image, uniform in +-(the field)."""
+    """Affine map, smooth warp, Gaussian noise, drawn per image; the map's amounts uniform in +- field."""
 
     rotate: float = 0.0  # degrees
     zoom: float = 0.0  # scale factors 1 - zoom .. 1 + zoom, of width and height separately
@@ -22,7 +22,7 @@ class Augment:
     noise: float = 0.0  # standard deviation, where pixels are 0..1
 
     def __call__(self, images: Tensor, *, seed: int, step: int, view: int) -> Tensor:
-        """Views [rows, channels, height, width] of `images`: a pure function of the images and (seed, step, view)."""
+        """Views [rows, channels, height, width]: a pure function of `images` and (seed, step, view)."""
         draw = generator(images.device, seed, "view", step, view)
         grid = F.affine_grid(self._affine(images, draw), list(images.shape), align_corners=False)
         if self.warp:
@@ -60,6 +60,5 @@ class Augment:
         rows, _, height, width = images.shape
         control = torch.randn(rows, 2, 3, 3, generator=draw, device=images.device, dtype=images.dtype)
         field = F.interpolate(control, (height, width), mode="bicubic", align_corners=True)
-        return torch.stack(
-            [field[:, 0] * (2 * self.warp / width), field[:, 1] * (2 * self.warp / height)], dim=-1
-        )
+        per_pixel = (2 * self.warp / width, 2 * self.warp / height)
+        return torch.stack([field[:, axis] * per_pixel[axis] for axis in (0, 1)], dim=-1)

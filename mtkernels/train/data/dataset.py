@@ -44,14 +44,15 @@ class Source:
 
 
 def balanced_choice(classes: np.ndarray, count: int, random: np.random.RandomState) -> np.ndarray:
-    """Indices of `count` examples, drawn so that the classes' shares differ by at most one while all have examples left.
+    """Indices of `count` examples; the classes' shares differ by at most one while all have examples left.
 
-    Takes one of each class per round, the classes in random order, so that an uneven `count` favours random classes.
+    One of each class per round, the classes in random order: an uneven `count` favours random classes.
     """
     names = np.unique(classes)
     if not len(names) <= count <= len(classes):
         raise ValueError(
-            f"labels must be between {len(names)} (one per class) and {len(classes)} (the training pool), got {count}"
+            f"labels must be between {len(names)} (one per class) and {len(classes)} (the training pool),"
+            f" got {count}"
         )
     shuffled = random.permutation(len(classes))
     turn = {name: place for place, name in enumerate(random.permutation(names))}

@@ -1,4 +1,4 @@
-"""scikit-learn's 1,797 handwritten digits, 8 x 8 pixels (UCI Optical Recognition of Handwritten Digits, test part)."""
+"""scikit-learn's 1,797 handwritten digits of 8 x 8 pixels (UCI optical recognition, its test part)."""
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ _SPLIT_SEED = 0  # the split is part of the dataset: it does not move with a run
 
 
 def digits(labels: int, seed: int) -> Dataset:
-    """1,297 training images, `labels` of them labeled as chosen by `seed`, and 500 test images, the same for every seed."""
+    """1,297 training images, `labels` of them labeled as `seed` chooses; 500 test images, always the same."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()

@@ -1,5 +1,6 @@
 """Which images make up the batch of a step, as a pure function of (seed, step)."""
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -9,7 +10,7 @@ from ..seeds import Purpose, generator
 
 
 class _Permutations:
-    """Random permutations of `indices`, one per epoch; remembers the last two because batches move forward."""
+    """Random permutations of `indices`, one per epoch; keeps the last two, as batches move forward."""
 
     def __init__(self, indices: Tensor, seed: int, purpose: Purpose) -> None:
         self.indices, self.seed, self.purpose = indices, seed, purpose
@@ -37,7 +38,10 @@ class _Permutations:
 
 
 class LabeledBatches:
-    """Endless batches of `batch_size` labeled images: concatenated random permutations. The supervised baseline's."""
+    """Endless batches of `batch_size` labeled images, out of random permutations laid end to end.
+
+    A batch may be larger than the labeled set: each of its rows is augmented by itself.
+    """
 
     def __init__(self, labeled: Tensor, *, batch_size: int, seed: int) -> None:
         _check("labeled", labeled, batch_size)
@@ -58,8 +62,8 @@ class LabeledBatches:
 class TwoStreamBatches(LabeledBatches):
     """Endless batches of two streams: first the unlabeled images, then `labeled_batch_size` labeled ones.
 
-    An epoch is one random permutation of the unlabeled images, its last incomplete batch dropped. The labeled stream is
-    that of LabeledBatches, the same for the same seed. No labeled image is ever in the unlabeled part.
+    An epoch is one random permutation of the unlabeled images, its last incomplete batch dropped. The labeled
+    stream is that of LabeledBatches, the same for the same seed.
     """
 
     def __init__(
@@ -67,7 +71,7 @@ class TwoStreamBatches(LabeledBatches):
     ) -> None:
         super().__init__(labeled, batch_size=labeled_batch_size, seed=seed)
         self.unlabeled_batch_size = batch_size - labeled_batch_size
-        _check("unlabeled", unlabeled, self.unlabeled_batch_size)
+        _check("unlabeled", unlabeled, self.unlabeled_batch_size, most=len(unlabeled))
         self.steps_per_epoch = len(unlabeled) // self.unlabeled_batch_size
         self._unlabeled = _Permutations(unlabeled, seed, "unlabeled")
 
@@ -79,11 +83,10 @@ class TwoStreamBatches(LabeledBatches):
         return torch.cat([unlabeled, super().batch(step)])
 
 
-def _check(stream: str, indices: Tensor, batch_size: int) -> None:
+def _check(stream: str, indices: Tensor, batch_size: int, most: float = math.inf) -> None:
     if not len(indices):
-        raise ValueError(f"there are no {stream} images to draw from")
-    if not 0 < batch_size <= len(indices):
+        raise ValueError(f"there are no {stream} images to draw batches from")
+    if not 0 < batch_size <= most:
         raise ValueError(
-            f"the {stream} part of a batch must hold between 1 and {len(indices)} images"
-            f" (the {stream} images there are), got {batch_size}"
+            f"the {stream} part of a batch must hold between 1 and {most} images, got {batch_size}"
         )

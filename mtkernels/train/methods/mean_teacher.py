@@ -1,4 +1,4 @@
-"""Mean Teacher (Tarvainen and Valpola, 1703.01780): agree with the average of your own weights on unlabeled images."""
+"""Mean Teacher (Tarvainen and Valpola, 1703.01780): agree with the average of your own weights."""
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,8 @@ from .method import Losses, Method, class_loss
 class MeanTeacher(Method):
     """loss = class_loss + consistency_weight(step) * distance(student's prediction, teacher's prediction).
 
-    The consistency covers every image of the batch, labeled ones too. The teacher predicts in training mode (its own
-    dropout, the batch's statistics) and gets no gradient: the distances treat its logits as constants.
+    The consistency covers every image of the batch, labeled ones too. The teacher predicts in training mode
+    (its own dropout, the batch's statistics) and gets no gradient: its logits are constants to the distances.
     """
 
     uses_unlabeled = True

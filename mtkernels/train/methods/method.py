@@ -29,14 +29,14 @@ class Method(ABC):
 
     @abstractmethod
     def losses(self, views: list[Tensor], labels: Tensor, step: int) -> Losses:
-        """The terms of the loss at `step` (from 0); `views` holds the student's view of the batch, then the teacher's."""
+        """The terms of the loss at `step` (from 0); `views` holds the student's view, then the teacher's."""
 
     def consistency_weight(self, step: int) -> float:
         """The weight of the consistency loss at `step`, for the record; 0 for a method without one."""
         return 0.0
 
     def after_step(self, steps_done: int) -> None:
-        """Move the teacher towards the student the optimizer has just left; `steps_done` is 1 at the first call."""
+        """Move the teacher towards the updated student; `steps_done` is 1 at the first call."""
         decay = warm_decay(steps_done, self.config.ema_decay)
         mtkernels.ema_update(self.teacher, self.student, decay, buffers=self.config.buffers)
 
@@ -44,7 +44,7 @@ class Method(ABC):
 def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy summed over the labeled rows and divided by all rows, the unlabeled included.
 
-    This is the published normalisation: `consistency` then means what it means in the papers. Against the mean over
-    labeled rows alone, the consistency weight is larger by batch_size / labeled_batch_size.
+    This is the published normalisation: `consistency` then means what it means in the papers. Relative to a
+    mean over labeled rows alone, the consistency weighs batch_size / labeled_batch_size times as much.
     """
     return F.cross_entropy(logits, labels, ignore_index=NO_LABEL, reduction="sum") / len(labels)

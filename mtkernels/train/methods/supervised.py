@@ -1,4 +1,4 @@
-"""The baseline: the labeled images alone, with everything else (network, augmentation, steps) as in Mean Teacher."""
+"""The baseline: labeled images alone; network, augmentation and number of steps as in Mean Teacher."""
 
 from torch import Tensor
 
@@ -6,10 +6,10 @@ from .method import Losses, Method, class_loss
 
 
 class Supervised(Method):
-    """loss = class_loss. The batch is the labeled part of Mean Teacher's batch, so the labeled stream is the same.
+    """loss = class_loss. The batch is the labeled part of Mean Teacher's: the labeled stream is the same.
 
-    Its teacher is a weight average that is evaluated and never learned from: it shows how much of Mean Teacher's gain
-    is averaging alone. "Supervised-only" in tables means the student.
+    Its teacher is a weight average that is evaluated and never learned from: it shows how much of Mean
+    Teacher's gain is averaging alone. "Supervised-only" in tables and plots means the student.
     """
 
     uses_unlabeled = False

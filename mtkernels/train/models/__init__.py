@@ -1,4 +1,4 @@
-"""Networks by name: each is a constructor (classes, *, width, dropout) -> nn.Module that maps images to logits."""
+"""Networks by name: each a constructor (classes, *, width, dropout) of a module from images to logits."""
 
 from collections.abc import Callable
 

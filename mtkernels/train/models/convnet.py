@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 
 class ConvNet(nn.Module):
-    """Two blocks of two 3 x 3 convolutions, max-pooling between them, global average pooling, one linear layer.
+    """Two blocks of two 3 x 3 convolutions with a max-pooling between, average pooling, one linear layer.
 
     The shape of the paper's 13-layer network (1703.01780, table 5), cut to images that halve only once. Maps
     [rows, 1, height, width] to logits [rows, classes].

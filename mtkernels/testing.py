@@ -1,0 +1,180 @@
+"""OPS: one row per op, read by the tests and the benches; and `check`, how a backend is held against the reference.
+
+The reference runs twice: on the inputs in float64 it is the truth, on the inputs as they are it is the yardstick. A backend
+may be off by twice the yardstick's error plus one rounding of the output, and by no more.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from mtkernels.backends import reference
+
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+Shapes = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Op:
+    """How an op's tensors are made from shapes, and how a backend's form of it is called on them.
+
+    make(shapes, dtype, device, seed) gives the inputs: a tuple of lists of tensors.
+    call(backend, inputs, **options) gives every output as a list of new tensors; the inputs stay as they are.
+    """
+
+    name: str
+    make: Callable[..., tuple[list[Tensor], ...]]
+    call: Callable[..., list[Tensor]]
+    options: tuple[dict, ...]  # each a set of options to test under
+    cases: dict[str, Shapes]  # tested sizes
+    bench: dict[str, Shapes]  # timed sizes
+
+
+def random_lists(shapes: Shapes, dtype: torch.dtype, device: str = "cpu", seed: int = 0, scale: float = 1.0):
+    """Two lists of random tensors, drawn in float64 on the CPU, so that every dtype and device gets the same numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(
+        [(scale * torch.randn(shape, dtype=torch.float64, generator=generator)).to(device, dtype) for shape in shapes]
+        for _ in range(2)
+    )
+
+
+def _call_ema(backend: ModuleType, inputs, *, decay=0.99, copied=0) -> list[Tensor]:
+    teacher, student = [tensor.clone() for tensor in inputs[0]], list(inputs[1])
+    backend.ema_update(teacher, student, decay, copied)
+    return teacher
+
+
+def _call_loss(name: str) -> Callable[..., list[Tensor]]:
+    def call(backend: ModuleType, inputs, *, dim=-1, reduction="mean", with_gradient=True) -> list[Tensor]:
+        (student,), (teacher,) = inputs
+        outputs = getattr(backend, name)(student, teacher, dim, reduction, with_gradient)
+        return [output for output in outputs if output is not None]
+
+    return call
+
+
+def _random_logits(shapes: Shapes, dtype: torch.dtype, device: str = "cpu", seed: int = 0, scale: float = 3.0):
+    return random_lists(shapes, dtype, device, seed, scale)
+
+
+_LOSS_OPTIONS = (
+    *({"reduction": reduction} for reduction in ("mean", "sum", "none")),
+    {"with_gradient": False},
+    {"dim": 0},
+)
+_LOSS_CASES = {
+    "one row": ((1, 10),),
+    "one class": ((5, 1),),
+    "few classes": ((37, 10),),
+    "tile edge": ((16, 47),),
+    "row edge": ((17, 48),),
+    "1000 classes": ((9, 1000),),
+    "131072 classes": ((2, 131072),),
+    "empty": ((0, 10),),
+    "vector": ((100,),),
+    "dense map": ((2, 7, 5, 3),),
+}
+_LOSS_BENCH = {
+    f"{rows}x{classes}": ((rows, classes),)
+    for rows, classes in ((100, 10), (256, 100), (256, 1000), (4096, 1000), (64, 65536))
+}
+
+
+def _many(count: int, size: int) -> Shapes:
+    return ((size,),) * count
+
+
+OPS = {
+    op.name: op
+    for op in (
+        Op(
+            name="ema_update",
+            make=random_lists,
+            call=_call_ema,
+            options=({"decay": 0.99}, {"decay": 0.25}, {"decay": 0.0}, {"decay": 1.0}, {"copied": 1}),
+            cases={
+                "one": ((7, 5),),
+                "scalar": ((),),
+                "empty": ((0,), (3, 0, 2)),
+                "network": ((16, 3, 3, 3), (16,), (), (0,), (33, 17), (1,)),
+                "long": ((70_001,), (4096, 33)),
+            },
+            bench={
+                "500x16": _many(500, 16),
+                "500x1000": _many(500, 1000),
+                "160x160000": _many(160, 160_000),
+                "4x6M": _many(4, 6_000_000),
+            },
+        ),
+        Op("softmax_mse", _random_logits, _call_loss("softmax_mse"), _LOSS_OPTIONS, _LOSS_CASES, _LOSS_BENCH),
+        Op("softmax_kl", _random_logits, _call_loss("softmax_kl"), _LOSS_OPTIONS, _LOSS_CASES, _LOSS_BENCH),
+    )
+}
+
+
+def check(op: Op, backend: ModuleType, make_inputs: Callable[[int], tuple], *, seeds: int = 4, **options) -> None:
+    """Asserts that a backend is no worse than the reference on the same inputs, and that it leaves them as they are.
+
+    make_inputs(seed) gives the inputs; the errors are the largest over `seeds` draws, since that of one number is luck.
+    """
+    runs = [_run(op, backend, make_inputs(seed), options) for seed in range(seeds)]
+    for index, outputs in enumerate(zip(*runs, strict=True)):
+        yardstick = max(run.yardstick_error for run in outputs)
+        for run in outputs:
+            excess = (run.error - 2 * yardstick - run.rounding).max() if run.error.numel() else run.error.new_zeros(())
+            assert excess <= 0, (
+                f"{op.name} output {index}: off by {run.error.max():.3g} where the reference is off by {yardstick:.3g}"
+            )
+
+
+@dataclass(frozen=True)
+class _Run:
+    error: Tensor  # of each finite element of one output
+    rounding: Tensor  # half a unit in the last place of the truth
+    yardstick_error: float  # the largest
+
+
+def _run(op: Op, backend: ModuleType, inputs, options) -> list[_Run]:
+    before = [[tensor.clone() for tensor in tensors] for tensors in inputs]
+    outputs = op.call(backend, inputs, **options)
+    for tensors, copies in zip(inputs, before, strict=True):
+        for tensor, copy in zip(tensors, copies, strict=True):
+            assert torch.equal(_bits(tensor), _bits(copy)), f"{op.name} wrote to an input"
+    truths = op.call(reference, _as(inputs, torch.float64), **options)
+    yardsticks = op.call(reference, inputs, **options)
+    scale = 1.0
+    if any(tensor.dtype == torch.float64 for tensors in inputs for tensor in tensors):
+        # The truth is itself no better than float64: the yardstick is the float32 run scaled to float64's last place, and
+        # counts once more for the truth.
+        narrow = _as(inputs, torch.float32)
+        scale = 2 * torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
+        narrow_truths = op.call(reference, _as(narrow, torch.float64), **options)
+        errors = [(y.double() - t).abs() for y, t in zip(op.call(reference, narrow, **options), narrow_truths, strict=True)]
+    else:
+        errors = [(y.double() - t).abs() for y, t in zip(yardsticks, truths, strict=True)]
+    return [_measure(*row, scale) for row in zip(outputs, truths, yardsticks, errors, strict=True)]
+
+
+def _measure(output: Tensor, truth: Tensor, yardstick: Tensor, error: Tensor, scale: float) -> _Run:
+    assert output.dtype == yardstick.dtype, f"dtype {output.dtype} where the reference gives {yardstick.dtype}"
+    assert output.shape == yardstick.shape, f"shape {output.shape} where the reference gives {yardstick.shape}"
+    assert torch.equal(output.isnan(), yardstick.isnan()), "NaN where the reference has none, or none where it has"
+    assert torch.equal(output.isinf(), yardstick.isinf()), "infinite where the reference is not, or not where it is"
+    info = torch.finfo(output.dtype)
+    finite = output.isfinite()
+    rounding = torch.clamp(truth[finite].abs(), min=info.smallest_normal) * info.eps / 2
+    largest = float(error[error.isfinite()].max()) if error.isfinite().any() else 0.0
+    return _Run((output[finite].double() - truth[finite]).abs(), rounding, largest * scale)
+
+
+def _as(inputs, dtype: torch.dtype):
+    """The floating inputs in another dtype, strides kept."""
+    return tuple([t.to(dtype) if t.is_floating_point() else t for t in tensors] for tensors in inputs)
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.detach().reshape(-1).view(torch.uint8)
