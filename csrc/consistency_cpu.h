@@ -31,16 +31,15 @@ struct Rows {
   Acc *ea, *eb;
   Acc* gradient;  // null when nobody needs it
   int64_t classes;
-  Acc scale;  // of the gradient: 1 / rows under "mean"
+  double scale;  // of the gradient: 1 / rows under "mean"
 };
 
 // Of one row: sums of exp(a - max a) and of exp(b - max b); cross = sum of exp(b - max b) * ((b - max b) - (a - max a)).
-template <class Acc>
 struct RowSums {
-  Acc za, zb, cross;
+  double za, zb, cross;
 
   bool masked() const { return za == 0 || zb == 0; }  // -inf throughout; NaN is not masked
-  Acc inverse_za() const { return masked() ? Acc(0) : 1 / za; }
+  double inverse_za() const { return masked() ? 0 : 1 / za; }
 };
 
 // What turns a row's exponentials into p - q = (ea * (zb / za) - eb) / zb: exactly 0 for equal sides, however the compiler
@@ -49,8 +48,9 @@ template <class Acc>
 struct Weights {
   Acc ratio, inverse_zb;  // both 0 for a masked row
 
-  explicit Weights(const RowSums<Acc>& sums)
-      : ratio(sums.masked() ? 0 : sums.zb / sums.za), inverse_zb(sums.masked() ? 0 : 1 / sums.zb) {}
+  explicit Weights(const RowSums& sums)
+      : ratio(static_cast<Acc>(sums.masked() ? 0 : sums.zb / sums.za)),
+        inverse_zb(static_cast<Acc>(sums.masked() ? 0 : 1 / sums.zb)) {}
   MTK_INLINE Acc difference(Acc ea, Acc eb) const { return (ea * ratio - eb) * inverse_zb; }
 };
 
@@ -59,7 +59,7 @@ template <class Acc>
 struct TileWeights {
   Acc ratio[kLanes], inverse_zb[kLanes];
 
-  explicit TileWeights(const RowSums<Acc>* sums) {
+  explicit TileWeights(const RowSums* sums) {
     for (int lane = 0; lane < kLanes; ++lane) {
       const Weights<Acc> w(sums[lane]);
       ratio[lane] = w.ratio, inverse_zb[lane] = w.inverse_zb;
@@ -83,8 +83,8 @@ MTK_CPU_CLONES static Acc row_max(const Acc* x, int64_t count) {
 }
 
 template <bool kCross, class Acc>
-MTK_CPU_CLONES static RowSums<Acc> block_exponentials(const Acc* a, const Acc* b, Acc* ea, Acc* eb, Acc ma, Acc mb,
-                                                      int64_t count) {
+MTK_CPU_CLONES static RowSums block_exponentials(const Acc* a, const Acc* b, Acc* ea, Acc* eb, Acc ma, Acc mb,
+                                                 int64_t count) {
   Acc za = 0, zb = 0, cross = 0;
 #pragma omp simd reduction(+ : za, zb, cross)
   for (int64_t c = 0; c < count; ++c) {
@@ -101,20 +101,20 @@ MTK_CPU_CLONES static RowSums<Acc> block_exponentials(const Acc* a, const Acc* b
 
 // Fills ea and eb and adds up; `cross` only where kCross.
 template <bool kCross, class Acc>
-RowSums<Acc> exponentials(const Rows<Acc>& row) {
+RowSums exponentials(const Rows<Acc>& row) {
   const Acc ma = finite_max(row_max(row.a, row.classes)), mb = finite_max(row_max(row.b, row.classes));
-  double za = 0, zb = 0, cross = 0;
+  RowSums sums{0, 0, 0};
   for (int64_t c = 0; c < row.classes; c += kBlock<Acc>) {
-    const RowSums<Acc> block = block_exponentials<kCross>(row.a + c, row.b + c, row.ea + c, row.eb + c, ma, mb,
+    const RowSums block = block_exponentials<kCross>(row.a + c, row.b + c, row.ea + c, row.eb + c, ma, mb,
                                                           std::min(kBlock<Acc>, row.classes - c));
-    za += block.za, zb += block.zb, cross += block.cross;
+    sums.za += block.za, sums.zb += block.zb, sums.cross += block.cross;
   }
-  return {static_cast<Acc>(za), static_cast<Acc>(zb), static_cast<Acc>(cross)};
+  return sums;
 }
 
 // The same for a tile; each lane's sums go to sums[lane].
 template <bool kCross, class Acc>
-MTK_CPU_CLONES static void tile_exponentials(const Rows<Acc>& tile, RowSums<Acc>* sums) {
+MTK_CPU_CLONES static void tile_exponentials(const Rows<Acc>& tile, RowSums* sums) {
   const int64_t size = tile.classes * kLanes;
   const Acc *a = tile.a, *b = tile.b;
   Acc *ea = tile.ea, *eb = tile.eb;
@@ -128,7 +128,7 @@ MTK_CPU_CLONES static void tile_exponentials(const Rows<Acc>& tile, RowSums<Acc>
     }
   }
   for (int lane = 0; lane < kLanes; ++lane) ma[lane] = finite_max(ma[lane]), mb[lane] = finite_max(mb[lane]);
-  double za_sum[kLanes] = {}, zb_sum[kLanes] = {}, cross_sum[kLanes] = {};
+  for (int lane = 0; lane < kLanes; ++lane) sums[lane] = {0, 0, 0};
   for (int64_t begin = 0; begin < size; begin += kTileBlock * kLanes) {
     Acc za[kLanes] = {}, zb[kLanes] = {}, cross[kLanes] = {};
     for (int64_t i = begin; i < std::min(size, begin + kTileBlock * kLanes); i += kLanes) {
@@ -144,11 +144,8 @@ MTK_CPU_CLONES static void tile_exponentials(const Rows<Acc>& tile, RowSums<Acc>
       }
     }
     for (int lane = 0; lane < kLanes; ++lane) {
-      za_sum[lane] += za[lane], zb_sum[lane] += zb[lane], cross_sum[lane] += cross[lane];
+      sums[lane].za += za[lane], sums[lane].zb += zb[lane], sums[lane].cross += cross[lane];
     }
-  }
-  for (int lane = 0; lane < kLanes; ++lane) {
-    sums[lane] = {static_cast<Acc>(za_sum[lane]), static_cast<Acc>(zb_sum[lane]), static_cast<Acc>(cross_sum[lane])};
   }
 }
 
@@ -223,7 +220,7 @@ template <class Loss, class Acc>
 void run_tiles(const Consistency& args, int64_t begin, int64_t end, Acc* scratch, double* losses) {
   const int64_t size = args.classes * kLanes;
   Acc *a = scratch, *b = scratch + size;
-  const Rows<Acc> tile{a, b, a, b, args.dstudent.data ? a : nullptr, args.classes, static_cast<Acc>(args.row_scale())};
+  const Rows<Acc> tile{a, b, a, b, args.dstudent.data ? a : nullptr, args.classes, args.row_scale()};
   for (int64_t row = begin; row < end; row += kLanes) {
     const int lanes = static_cast<int>(std::min<int64_t>(kLanes, end - row));
     int64_t student[kLanes], teacher[kLanes], dstudent[kLanes];
@@ -248,7 +245,7 @@ void run_rows(const Consistency& args, int64_t begin, int64_t end, Acc* scratch,
     const RowOffsets offsets = row_offsets(args, row);
     Rows<Acc> work{in_place<Acc>(args.student, offsets.student), in_place<Acc>(args.teacher, offsets.teacher),
                    in_place<Acc>(args.dstudent, offsets.dstudent), eb, nullptr, args.classes,
-                   static_cast<Acc>(args.row_scale())};
+                   args.row_scale()};
     if (!work.a) gather(args.student, &offsets.student, 1, 1, args.classes, a), work.a = a;
     if (!work.b) gather(args.teacher, &offsets.teacher, 1, 1, args.classes, b), work.b = b;
     const bool direct = work.ea != nullptr;

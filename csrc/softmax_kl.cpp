@@ -7,17 +7,16 @@
 namespace mtk {
 namespace {
 
-template <class Acc>
-double row_loss(const RowSums<Acc>& sums) {
+double row_loss(const RowSums& sums) {
   if (sums.masked()) return 0;
-  return static_cast<double>(sums.cross) / sums.zb + std::log(static_cast<double>(sums.za) / sums.zb);
+  return sums.cross / sums.zb + std::log(sums.za / sums.zb);
 }
 
 template <class Acc>
 MTK_CPU_CLONES void row_gradient(const Rows<Acc>& row, Weights<Acc> w) {
   const Acc *ea = row.ea, *eb = row.eb;
   Acc* gradient = row.gradient;
-  const Acc scale = row.scale;
+  const Acc scale = static_cast<Acc>(row.scale);
 #pragma omp simd
   for (int64_t c = 0; c < row.classes; ++c) gradient[c] = scale * w.difference(ea[c], eb[c]);
 }
@@ -26,7 +25,7 @@ template <class Acc>
 MTK_CPU_CLONES void tile_gradient(const Rows<Acc>& tile, const TileWeights<Acc>& w) {
   const Acc *ea = tile.ea, *eb = tile.eb;
   Acc* gradient = tile.gradient;
-  const Acc scale = tile.scale;
+  const Acc scale = static_cast<Acc>(tile.scale);
   for (int64_t i = 0; i < tile.classes * kLanes; i += kLanes) {
 #pragma omp simd
     for (int lane = 0; lane < kLanes; ++lane) {
@@ -38,14 +37,14 @@ MTK_CPU_CLONES void tile_gradient(const Rows<Acc>& tile, const TileWeights<Acc>&
 struct SoftmaxKl {
   template <class Acc>
   static double row(const Rows<Acc>& row) {
-    const RowSums<Acc> sums = exponentials<true>(row);
+    const RowSums sums = exponentials<true>(row);
     if (row.gradient) row_gradient(row, Weights<Acc>(sums));
     return row_loss(sums);
   }
 
   template <class Acc>
   static void tile(const Rows<Acc>& tile, double* losses) {
-    RowSums<Acc> sums[kLanes];
+    RowSums sums[kLanes];
     tile_exponentials<true>(tile, sums);
     for (int lane = 0; lane < kLanes; ++lane) losses[lane] = row_loss(sums[lane]);
     if (tile.gradient) tile_gradient(tile, TileWeights<Acc>(sums));

@@ -67,7 +67,7 @@ MTK_CPU_CLONES void tile_gradient(const Rows<Acc>& tile, const TileWeights<Acc>&
 struct SoftmaxMse {
   template <class Acc>
   static double row(const Rows<Acc>& row) {
-    const RowSums<Acc> sums = exponentials<false>(row);
+    const RowSums sums = exponentials<false>(row);
     const Weights<Acc> w(sums);
     double squares = 0, along = 0;
     for (int64_t c = 0; c < row.classes; c += kBlock<Acc>) {
@@ -75,15 +75,15 @@ struct SoftmaxMse {
       squares += block.squares, along += block.along;
     }
     if (row.gradient) {
-      row_gradient(row, w, 2 * row.scale / static_cast<Acc>(row.classes) * sums.inverse_za(),
-                   static_cast<Acc>(along) * sums.inverse_za());
+      row_gradient(row, w, static_cast<Acc>(2 * row.scale / static_cast<double>(row.classes) * sums.inverse_za()),
+                   static_cast<Acc>(along * sums.inverse_za()));
     }
     return squares / static_cast<double>(row.classes);
   }
 
   template <class Acc>
   static void tile(const Rows<Acc>& tile, double* losses) {
-    RowSums<Acc> sums[kLanes];
+    RowSums sums[kLanes];
     tile_exponentials<false>(tile, sums);
     const TileWeights<Acc> w(sums);
     double squares[kLanes] = {}, along[kLanes] = {};
@@ -91,8 +91,8 @@ struct SoftmaxMse {
     Acc mean_along[kLanes], factor[kLanes];
     for (int lane = 0; lane < kLanes; ++lane) {
       losses[lane] = squares[lane] / static_cast<double>(tile.classes);
-      mean_along[lane] = static_cast<Acc>(along[lane]) * sums[lane].inverse_za();
-      factor[lane] = 2 * tile.scale / static_cast<Acc>(tile.classes) * sums[lane].inverse_za();
+      mean_along[lane] = static_cast<Acc>(along[lane] * sums[lane].inverse_za());
+      factor[lane] = static_cast<Acc>(2 * tile.scale / static_cast<double>(tile.classes) * sums[lane].inverse_za());
     }
     if (tile.gradient) tile_gradient(tile, w, factor, mean_along);
   }
