@@ -14,29 +14,28 @@ LIBRARY = torch.library.Library("mtkernels", "DEF")
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def define(
-    schema: str,
-    kernel: Callable,
-    fake: Callable,
-    *,
-    backward: Callable | None = None,
-    setup_context: Callable | None = None,
-) -> None:
-    """Registers an op. Without `backward` it is one that autograd does not record (in-place updates)."""
+def define(schema: str, kernel: Callable, fake: Callable, *, recorded: type[torch.autograd.Function] | None = None) -> None:
+    """Registers an op for every device.
+
+    recorded: the Function that autograd records; its forward calls the op below autograd. None for in-place updates, which
+    autograd does not see.
+    """
     name = schema.split("(", 1)[0]
     LIBRARY.define(schema)
     LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"mtkernels::{name}", fake, lib=LIBRARY)
-    if backward is None:
-        LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
-    else:
-        torch.library.register_autograd(f"mtkernels::{name}", backward, setup_context=setup_context, lib=LIBRARY)
+    LIBRARY.impl(name, recorded.apply if recorded else torch.library.fallthrough_kernel, "Autograd")
+
+
+def functorch_levels() -> int:
+    """How many torch.func transforms are running, one inside the other; dynamo traces those itself."""
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is None:
+        return 0
+    return len(torch._C._functorch.get_interpreter_stack())
 
 
 def must_dispatch(tensor: object) -> bool:
     """Whether somebody other than the kernels has to see the op: a tracer, a dispatch mode, or a tensor subclass."""
-    if torch.compiler.is_compiling():
-        return True
-    if torch._C._len_torch_dispatch_stack() > 0 or torch._C._functorch.peek_interpreter_stack() is not None:
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         return True
     return type(tensor) not in _PLAIN and isinstance(tensor, Tensor)

@@ -4,9 +4,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from mtkernels._library import define, must_dispatch
+from mtkernels._library import define, functorch_levels, must_dispatch
 from mtkernels.backends import backend_for
 from mtkernels.backends.reference import gradient_dtype
 
@@ -66,6 +65,10 @@ def _loss(op: str, student: Tensor, teacher: Tensor, dim: int, reduction: Reduct
     learns = torch.is_grad_enabled() and isinstance(student, Tensor) and student.requires_grad
     if torch.is_grad_enabled() and isinstance(teacher, Tensor) and teacher.requires_grad:
         raise ValueError(f"{op}: teacher must not require grad (it is a constant: detach it), got requires_grad=True")
+    if levels := functorch_levels():
+        if levels > 1:
+            raise NotImplementedError(f"{op}: torch.func transforms must not be nested, got {levels} levels")
+        return _RECORDED[op].apply(student, teacher, dim, reduction, True)[0]
     if must_dispatch(student) or must_dispatch(teacher):
         return getattr(torch.ops.mtkernels, op)(student, teacher, dim, reduction, learns)[0]
     if learns:
@@ -84,13 +87,15 @@ class _Consistency(torch.autograd.Function):
     def forward(ctx, student, teacher, op, dim, reduction):
         loss, dstudent = _backend(student, op)(student, teacher, dim, reduction, True)
         ctx.save_for_backward(dstudent)
+        ctx.op = op
         ctx.dim = dim if reduction == "none" else None
         ctx.dtype = student.dtype
         return loss
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dloss):
+        if torch.is_grad_enabled():
+            raise NotImplementedError(f"{ctx.op}: its gradient has no derivative, got create_graph=True")
         (dstudent,) = ctx.saved_tensors
         if ctx.dim is not None or torch._C._autograd._get_current_graph_task_keep_graph():
             dstudent = _scaled(dstudent, dloss, ctx.dim)
@@ -104,13 +109,25 @@ def _scaled(dstudent: Tensor, dloss: Tensor, dim: int | None) -> Tensor:
     return dstudent * (dloss if dim is None else dloss.unsqueeze(dim))
 
 
-def _register(op: str) -> None:
+def _register(op: str) -> type[torch.autograd.Function]:
     def kernel(student, teacher, dim, reduction, with_gradient):
         loss, dstudent = _backend(student, op)(student, teacher, dim, reduction, with_gradient)
         return loss, student.new_empty(0) if dstudent is None else dstudent
 
+    class Recorded(torch.autograd.Function):
+        """The registered path, and functorch's: `setup_context`, which that asks for, would cost the eager path 10 us."""
+
+        @staticmethod
+        def forward(student, teacher, dim, reduction, with_gradient):
+            with torch._C._AutoDispatchBelowAutograd():
+                return getattr(torch.ops.mtkernels, op)(student, teacher, dim, reduction, with_gradient)
+
+        setup_context = staticmethod(_setup_context)
+        backward = staticmethod(_backward)
+
     schema = "(Tensor student, Tensor teacher, int dim, str reduction, bool with_gradient) -> (Tensor, Tensor)"
-    define(op + schema, kernel, _fake, backward=_backward, setup_context=_setup_context)
+    define(op + schema, kernel, _fake, recorded=Recorded)
+    return Recorded
 
 
 def _fake(student, teacher, dim, reduction, with_gradient):
@@ -140,5 +157,4 @@ def _backward(ctx, dloss, _):
     return _scaled(dstudent, dloss, ctx.dim).to(ctx.dtype), None, None, None, None
 
 
-for _op in ("softmax_mse", "softmax_kl"):
-    _register(_op)
+_RECORDED = {op: _register(op) for op in ("softmax_mse", "softmax_kl")}

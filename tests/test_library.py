@@ -1,0 +1,177 @@
+"""The registered ops: opcheck, torch.compile, export, fake tensors, functorch; and that eager does not go through them."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import mtkernels
+
+LOSSES = {
+    "softmax_mse": lambda a, b: F.mse_loss(a.softmax(-1), b.softmax(-1)),
+    "softmax_kl": lambda a, b: F.kl_div(a.log_softmax(-1), b.softmax(-1), reduction="batchmean"),
+}
+losses = pytest.mark.parametrize("name", LOSSES)
+
+
+def logits(rows=6, classes=11, *, requires_grad=True):
+    torch.manual_seed(0)
+    return torch.randn(rows, classes, requires_grad=requires_grad), torch.randn(rows, classes)
+
+
+@losses
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_opcheck_of_losses(name, reduction):
+    student, teacher = logits()
+    torch.library.opcheck(getattr(torch.ops.mtkernels, name).default, (student, teacher, -1, reduction, True))
+    torch.library.opcheck(getattr(torch.ops.mtkernels, name).default, (student.detach(), teacher, 0, reduction, False))
+
+
+@pytest.mark.parametrize("decay", [0.9, torch.tensor(0.9)], ids=["float", "tensor"])
+def test_opcheck_of_ema_update(decay):
+    teacher, student = [torch.randn(3, 4), torch.randn(5)], [torch.randn(3, 4), torch.randn(5)]
+    op = torch.ops.mtkernels.ema_update
+    op = op.tensor if isinstance(decay, torch.Tensor) else op.default
+    torch.library.opcheck(op, (teacher, student, decay, 1))
+
+
+@losses
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_losses_compile_to_a_full_graph(name, reduction):
+    function = getattr(mtkernels, name)
+    student, teacher = logits()
+
+    def step(student, teacher):
+        return (3 * function(student * 2, teacher, reduction=reduction)).sum()
+
+    compiled = torch.compile(step, fullgraph=True)
+    (expected,) = torch.autograd.grad(step(student, teacher), student)
+    (gradient,) = torch.autograd.grad(compiled(student, teacher), student)
+    torch.testing.assert_close(gradient, expected)
+    torch.testing.assert_close(compiled(student, teacher), step(student, teacher))
+
+
+def test_ema_update_of_modules_compiles_to_a_full_graph():
+    student = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    teachers = [nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)) for _ in range(2)]
+    teachers[1].load_state_dict(teachers[0].state_dict())
+
+    @torch.compile(fullgraph=True)
+    def step(teacher, student):
+        mtkernels.ema_update(teacher, student, 0.75)
+        return teacher[0].weight * 2
+
+    doubled = step(teachers[0], student)
+    mtkernels.ema_update(teachers[1], student, 0.75)
+    for ours, expected in zip(teachers[0].state_dict().values(), teachers[1].state_dict().values(), strict=True):
+        assert torch.equal(ours, expected)
+    assert torch.equal(doubled, teachers[1][0].weight * 2)
+
+
+@losses
+def test_losses_export(name):
+    class Loss(nn.Module):
+        def forward(self, student, teacher):
+            return getattr(mtkernels, name)(student, teacher)
+
+    inputs = logits(requires_grad=False)
+    exported = torch.export.export(Loss(), inputs)
+    assert any(name in str(node.target) for node in exported.graph.nodes)
+    torch.testing.assert_close(exported.module()(*inputs), Loss()(*inputs))
+
+
+@losses
+def test_fake_tensors_take_the_registered_op(name):
+    with FakeTensorMode():
+        student, teacher = torch.randn(5, 3, dtype=torch.bfloat16), torch.randn(5, 3)
+        loss = getattr(mtkernels, name)(student, teacher, reduction="none")
+        assert loss.shape == (5,) and loss.dtype == torch.float32
+        mtkernels.ema_update([student], [student.clone()], 0.5)
+    assert getattr(mtkernels, name)(student, teacher).shape == ()  # also outside their mode
+
+
+@losses
+def test_functorch_grad(name):
+    student, teacher = logits()
+    function = getattr(mtkernels, name)
+    gradient = torch.func.grad(lambda s: function(s, teacher))(student.detach())
+    (expected,) = torch.autograd.grad(function(student, teacher), student)
+    torch.testing.assert_close(gradient, expected)
+
+
+@losses
+def test_eager_does_not_pay_for_the_registered_op(name):
+    student, teacher = logits()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        getattr(mtkernels, name)(student, teacher).backward()
+        mtkernels.ema_update([teacher], [student], 0.9)
+    assert not [event.name for event in profile.events() if event.name.startswith("mtkernels::")]
+
+
+@losses
+def test_gradient_equals_torchs(name):
+    student, teacher = logits(7, 19)
+    (expected,) = torch.autograd.grad(3 * LOSSES[name](student, teacher), student)
+    (gradient,) = torch.autograd.grad(3 * getattr(mtkernels, name)(student, teacher), student)
+    torch.testing.assert_close(gradient, expected)
+
+
+@losses
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_gradcheck(name, reduction, dim):
+    torch.manual_seed(1)
+    student = torch.randn(4, 3, 5, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(4, 3, 5, dtype=torch.float64)
+    function = getattr(mtkernels, name)
+    assert torch.autograd.gradcheck(lambda s: function(s, teacher, dim=dim, reduction=reduction), student)
+
+
+@losses
+def test_a_retained_graph_gives_the_same_gradient_again(name):
+    student, teacher = logits()
+    loss = 7 * getattr(mtkernels, name)(student, teacher)
+    (first,) = torch.autograd.grad(loss, student, retain_graph=True)
+    (again,) = torch.autograd.grad(loss, student, retain_graph=True)
+    (last,) = torch.autograd.grad(loss, student)
+    assert torch.equal(first, again)
+    torch.testing.assert_close(first, last)
+
+
+@losses
+def test_second_derivatives_are_refused(name):
+    student, teacher = logits()
+    with pytest.raises(NotImplementedError, match=f"{name}: its gradient has no derivative, got create_graph=True"):
+        torch.autograd.grad(getattr(mtkernels, name)(student, teacher), student, create_graph=True)
+    with pytest.raises(NotImplementedError, match=f"{name}: torch.func transforms must not be nested, got 2 levels"):
+        torch.func.hessian(lambda s: getattr(mtkernels, name)(s, teacher))(student.detach())
+
+
+@losses
+def test_fp16_gradients_survive_a_loss_scale(name):
+    """A row's gradient below fp16's smallest number comes back when the incoming gradient is a GradScaler's 65536."""
+    torch.manual_seed(0)
+    student, teacher = torch.randn(4096, 100), torch.randn(4096, 100)
+    half = student.half().requires_grad_()
+    (gradient,) = torch.autograd.grad(65536 * getattr(mtkernels, name)(half, teacher.half()), half)
+    exact = half.detach().double().requires_grad_()
+    (expected,) = torch.autograd.grad(65536 * LOSSES[name](exact, teacher.half().double()), exact)
+    assert gradient.dtype == torch.float16
+    torch.testing.assert_close(gradient.double(), expected, rtol=2e-3, atol=1e-7)
+
+
+def test_ema_update_bumps_version_counters():
+    weight = torch.ones(3)
+    loss = (torch.ones(3, requires_grad=True) * weight).sum()
+    mtkernels.ema_update([weight], [torch.zeros(3)], 0.5)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_ema_update_takes_teachers_that_require_grad():
+    teacher, student = nn.Linear(2, 2), nn.Linear(2, 2)
+    expected = 0.75 * teacher.weight.detach() + 0.25 * student.weight.detach()
+    mtkernels.ema_update(teacher, student, 0.75)
+    torch.testing.assert_close(teacher.weight.detach(), expected)
+    assert teacher.weight.requires_grad and teacher.weight.is_leaf
