@@ -39,34 +39,17 @@ struct RowSums {
   double za, zb, cross;
 
   bool masked() const { return za == 0 || zb == 0; }  // -inf throughout; NaN is not masked
+  // Both 0 for a masked row.
+  double ratio() const { return masked() ? 0 : zb / za; }
   double inverse_za() const { return masked() ? 0 : 1 / za; }
+  double inverse_zb() const { return masked() ? 0 : 1 / zb; }
 };
 
-// What turns a row's exponentials into p - q = (ea * (zb / za) - eb) / zb: exactly 0 for equal sides, however the compiler
-// contracts it.
+// zb * (p - q) = ea * ratio - eb with ratio = zb / za: exactly 0 for equal sides, however the compiler contracts it.
 template <class Acc>
-struct Weights {
-  Acc ratio, inverse_zb;  // both 0 for a masked row
-
-  explicit Weights(const RowSums& sums)
-      : ratio(static_cast<Acc>(sums.masked() ? 0 : sums.zb / sums.za)),
-        inverse_zb(static_cast<Acc>(sums.masked() ? 0 : 1 / sums.zb)) {}
-  MTK_INLINE Acc difference(Acc ea, Acc eb) const { return (ea * ratio - eb) * inverse_zb; }
-};
-
-// The same for a tile's lanes, laid out for the vector loop.
-template <class Acc>
-struct TileWeights {
-  Acc ratio[kLanes], inverse_zb[kLanes];
-
-  explicit TileWeights(const RowSums* sums) {
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const Weights<Acc> w(sums[lane]);
-      ratio[lane] = w.ratio, inverse_zb[lane] = w.inverse_zb;
-    }
-  }
-  MTK_INLINE Acc difference(Acc ea, Acc eb, int lane) const { return (ea * ratio[lane] - eb) * inverse_zb[lane]; }
-};
+MTK_INLINE Acc difference(Acc ea, Acc eb, Acc ratio) {
+  return ea * ratio - eb;
+}
 
 template <class Acc>
 Acc finite_max(Acc max) {

@@ -13,23 +13,21 @@ double row_loss(const RowSums& sums) {
 }
 
 template <class Acc>
-MTK_CPU_CLONES void row_gradient(const Rows<Acc>& row, Weights<Acc> w) {
+MTK_CPU_CLONES void row_gradient(const Rows<Acc>& row, Acc ratio, Acc factor) {
   const Acc *ea = row.ea, *eb = row.eb;
   Acc* gradient = row.gradient;
-  const Acc scale = static_cast<Acc>(row.scale);
 #pragma omp simd
-  for (int64_t c = 0; c < row.classes; ++c) gradient[c] = scale * w.difference(ea[c], eb[c]);
+  for (int64_t c = 0; c < row.classes; ++c) gradient[c] = factor * difference(ea[c], eb[c], ratio);
 }
 
 template <class Acc>
-MTK_CPU_CLONES void tile_gradient(const Rows<Acc>& tile, const TileWeights<Acc>& w) {
+MTK_CPU_CLONES void tile_gradient(const Rows<Acc>& tile, const Acc* ratio, const Acc* factor) {
   const Acc *ea = tile.ea, *eb = tile.eb;
   Acc* gradient = tile.gradient;
-  const Acc scale = static_cast<Acc>(tile.scale);
   for (int64_t i = 0; i < tile.classes * kLanes; i += kLanes) {
 #pragma omp simd
     for (int lane = 0; lane < kLanes; ++lane) {
-      gradient[i + lane] = scale * w.difference(ea[i + lane], eb[i + lane], lane);
+      gradient[i + lane] = factor[lane] * difference(ea[i + lane], eb[i + lane], ratio[lane]);
     }
   }
 }
@@ -38,7 +36,9 @@ struct SoftmaxKl {
   template <class Acc>
   static double row(const Rows<Acc>& row) {
     const RowSums sums = exponentials<true>(row);
-    if (row.gradient) row_gradient(row, Weights<Acc>(sums));
+    if (row.gradient) {
+      row_gradient(row, static_cast<Acc>(sums.ratio()), static_cast<Acc>(row.scale * sums.inverse_zb()));
+    }
     return row_loss(sums);
   }
 
@@ -46,8 +46,13 @@ struct SoftmaxKl {
   static void tile(const Rows<Acc>& tile, double* losses) {
     RowSums sums[kLanes];
     tile_exponentials<true>(tile, sums);
-    for (int lane = 0; lane < kLanes; ++lane) losses[lane] = row_loss(sums[lane]);
-    if (tile.gradient) tile_gradient(tile, TileWeights<Acc>(sums));
+    Acc ratio[kLanes], factor[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane) {
+      losses[lane] = row_loss(sums[lane]);
+      ratio[lane] = static_cast<Acc>(sums[lane].ratio());
+      factor[lane] = static_cast<Acc>(tile.scale * sums[lane].inverse_zb());
+    }
+    if (tile.gradient) tile_gradient(tile, ratio, factor);
   }
 };
 

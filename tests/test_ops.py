@@ -1,0 +1,302 @@
+"""Every op on every backend that this machine runs, against the reference: dtypes, shapes, layouts, values."""
+
+import importlib.util
+
+import pytest
+import torch
+
+import mtkernels
+from mtkernels.backends import native, reference
+from mtkernels.testing import FLOATS, OPS, check, random_lists
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+
+def _backend(name):
+    if name != "triton":
+        return {"native": native, "reference": reference}[name]
+    from mtkernels.backends import triton
+
+    return triton
+
+
+TARGETS = [pytest.param("native", "cpu", id="native-cpu")]
+TARGETS += [
+    pytest.param(
+        name,
+        "cuda",
+        id=f"{name}-cuda",
+        marks=[pytest.mark.gpu, pytest.mark.skipif(not present, reason=f"no CUDA kernels in the {name} backend here")],
+    )
+    for name, present in (("native", native.HAS_CUDA), ("triton", HAS_TRITON))
+]
+targets = pytest.mark.parametrize(("backend", "device"), TARGETS)
+dtypes = pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: str(dtype).removeprefix("torch."))
+ops = pytest.mark.parametrize("op", OPS.values(), ids=OPS)
+LOSSES = [op for name, op in OPS.items() if name != "ema_update"]
+losses = pytest.mark.parametrize("op", LOSSES, ids=lambda op: op.name)
+
+
+def _rows():  # op and shapes of each case
+    for op in OPS.values():
+        for case, shapes in op.cases.items():
+            yield pytest.param(op, shapes, id=f"{op.name}-{case.replace(' ', '_')}")
+
+
+def _no_classes(shapes, options):
+    return shapes[0][options.get("dim", -1)] == 0 if shapes[0] else False
+
+
+@targets
+@dtypes
+@pytest.mark.parametrize(("op", "shapes"), list(_rows()))
+def test_op_equals_reference(op, shapes, dtype, backend, device):
+    large = max(torch.Size(shape).numel() for shape in shapes) > 100_000
+    for options in op.options[:2] if large else op.options:
+        if op.name != "ema_update" and _no_classes(shapes, options):
+            continue
+        check(
+            op,
+            _backend(backend),
+            lambda seed: op.make(shapes, dtype, device, seed),
+            seeds=2 if large else 16,
+            **options,
+        )
+
+
+@targets
+@pytest.mark.parametrize("student_dtype", FLOATS)
+@dtypes
+@ops
+def test_mixed_dtypes(op, dtype, student_dtype, backend, device):
+    def make(seed):
+        first, second = op.make(((5, 100), (5, 7))[: 1 if op.name != "ema_update" else 2], dtype, device, seed)
+        return first, [tensor.to(student_dtype) for tensor in second]
+
+    check(op, _backend(backend), make, seeds=8, **op.options[0])
+
+
+LAYOUTS = {
+    "transposed": lambda t: t.transpose(1, 2).contiguous().transpose(1, 2),
+    "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),
+    "offset": lambda t: torch.cat([t.new_zeros(1), t.flatten()])[1:].view_as(t),
+    "gaps": lambda t: torch.stack([t, t], -1)[..., 0],
+    "expanded": lambda t: t[:1].expand_as(t),
+}
+
+
+@targets
+@pytest.mark.parametrize("teacher_layout", LAYOUTS)
+@pytest.mark.parametrize("student_layout", LAYOUTS)
+@pytest.mark.parametrize("dim", [1, -1])
+@losses
+def test_layouts_of_logits(op, dim, student_layout, teacher_layout, backend, device):
+    def make(seed):
+        (student,), (teacher,) = op.make(((3, 6, 5, 4),), torch.float32, device, seed)
+        return [LAYOUTS[student_layout](student)], [LAYOUTS[teacher_layout](teacher)]
+
+    check(op, _backend(backend), make, dim=dim)
+
+
+@targets
+@losses
+def test_many_strided_classes(op, backend, device):
+    """Past the tiles of the CPU and the shared memory of a GPU, with the classes strided."""
+
+    def make(seed):
+        student, teacher = op.make(((5000, 3),), torch.float32, device, seed)
+        return [student[0].t()], [teacher[0].t()]
+
+    check(op, _backend(backend), make, dim=-1)
+
+
+@targets
+@pytest.mark.parametrize("layout", ["transposed", "channels_last", "offset"])
+@dtypes
+def test_layouts_of_weights(layout, dtype, backend, device):
+    """The same strides on both sides, whatever they are."""
+    op = OPS["ema_update"]
+
+    def make(seed):
+        return tuple(
+            [LAYOUTS[layout](tensor) for tensor in tensors]
+            for tensors in op.make(((3, 6, 5, 4), (2, 7, 3, 3)), dtype, device, seed)
+        )
+
+    check(op, _backend(backend), make)
+
+
+@targets
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.bool, torch.int8])
+def test_integers_and_bools_are_copied(dtype, backend, device):
+    teacher = [torch.zeros(size, dtype=dtype, device=device) for size in (1, 3, 33, 5000)]
+    student = [torch.randint(0, 2, tensor.shape, device=device).to(dtype) for tensor in teacher]
+    _backend(backend).ema_update(teacher, student, 0.9)
+    assert all(torch.equal(t, s) for t, s in zip(teacher, student, strict=True))
+
+
+@targets
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_complex_weights(dtype, backend, device):
+    teacher, student = torch.randn(2, 100, dtype=dtype, device=device)
+    expected = 0.9 * teacher + 0.1 * student
+    _backend(backend).ema_update([teacher], [student], 0.9)
+    torch.testing.assert_close(teacher, expected)
+
+
+@targets
+@dtypes
+@losses
+def test_equal_sides_give_exactly_zero(op, dtype, backend, device):
+    for classes in (10, 100, 5000):
+        (student,), _ = op.make(((7, classes),), dtype, device)
+        loss, gradient = op.call(_backend(backend), ([student], [student.clone()]))
+        assert loss == 0 and not gradient.any()
+
+
+@targets
+@losses
+def test_large_and_masked_logits(op, backend, device):
+    def make(seed):
+        (student,), (teacher,) = op.make(((6, 50),), torch.float32, device, seed)
+        student[0], teacher[0] = student[0] * 1e4, teacher[0] * -1e4
+        student[1, :20] = teacher[1, :20] = -torch.inf
+        teacher[2, 3:] = -torch.inf
+        student[3], teacher[3, 7:] = -torch.inf, -torch.inf
+        teacher[4] = -torch.inf
+        return [student], [teacher]
+
+    for reduction in ("none", "sum"):
+        check(op, _backend(backend), make, reduction=reduction)
+    losses, gradient = op.call(_backend(backend), make(0), reduction="none")
+    assert losses.isfinite().all() and gradient.isfinite().all()
+    assert not losses[3:5].any() and not gradient[3:5].any()
+
+
+@targets
+@losses
+def test_a_student_that_excludes_the_teachers_class(op, backend, device):
+    """KL is infinite there, as torch's; NaN logits give NaN, in their row only."""
+    (student,), (teacher,) = op.make(((3, 60),), torch.float32, device)
+    student[0, 5], student[1, 7] = -torch.inf, torch.nan
+    losses, gradient = op.call(_backend(backend), ([student], [teacher]), reduction="none")
+    assert losses[0].isinf() if op.name == "softmax_kl" else losses[0].isfinite()
+    assert losses[1].isnan() and gradient[1].isnan().all()
+    assert losses[2].isfinite() and gradient[[0, 2]].isfinite().all()
+
+
+@targets
+@losses
+def test_the_same_bits_again(op, backend, device):
+    (student,), (teacher,) = op.make(((513, 200),), torch.float32, device)
+    outputs = [op.call(_backend(backend), ([student], [teacher])) for _ in range(3)]
+    assert all(torch.equal(ours, first) for later in outputs[1:] for ours, first in zip(later, outputs[0], strict=True))
+
+
+@losses
+def test_the_same_bits_for_any_number_of_threads(op):
+    inputs = op.make(((513, 200),), torch.float32)
+    before, outputs = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            outputs.append(op.call(native, inputs))
+    finally:
+        torch.set_num_threads(before)
+    for later in outputs[1:]:
+        assert all(torch.equal(ours, first) for ours, first in zip(later, outputs[0], strict=True))
+
+
+@targets
+def test_decay_may_be_a_tensor(backend, device):
+    for dtype in (torch.float32, torch.float64):
+        for place in {"cpu", device}:
+            teacher, student = random_lists(((1000,), (3, 3)), torch.float32, device)
+            expected = [t.clone() for t in teacher]
+            reference.ema_update(expected, student, float(torch.tensor(0.99, dtype=dtype)))
+            _backend(backend).ema_update(teacher, student, torch.tensor(0.99, dtype=dtype, device=place))
+            for ours, theirs in zip(teacher, expected, strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+@targets
+def test_an_average_of_a_constant_stays(backend, device):
+    for decay in (0.999, 0.5, 0.1):
+        teacher = [torch.full((1000,), 0.1, device=device)]
+        student = [teacher[0].clone()]
+        for _ in range(10):
+            _backend(backend).ema_update(teacher, student, decay)
+        assert torch.equal(teacher[0], student[0])
+
+
+@targets
+@dtypes
+def test_scale(dtype, backend, device):
+    factor_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    for size in (0, 1, 7, 5000, 100_001):
+        data = torch.randn(size + 1, device=device).to(dtype)[1:]
+        for value in (1.0, 0.3):
+            scaled, factor = data.clone(), torch.tensor(value, dtype=factor_dtype, device=device)
+            _backend(backend).scale_(scaled, factor)
+            expected = (data.double() * factor.double()).to(dtype)
+            torch.testing.assert_close(scaled, expected)
+
+
+@pytest.mark.gpu
+@losses
+def test_losses_replay_in_a_cuda_graph(op):
+    (student,), (teacher,) = op.make(((64, 1000),), torch.float32, "cuda")
+    student.requires_grad_()
+    function = getattr(mtkernels, op.name)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.autograd.grad(function(student, teacher), student)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = function(student, teacher)
+        (gradient,) = torch.autograd.grad(3 * loss, student)
+    teacher.copy_(torch.randn_like(teacher))
+    graph.replay()
+    expected = function(student, teacher)
+    (expected_gradient,) = torch.autograd.grad(3 * expected, student)
+    assert torch.equal(loss, expected) and torch.equal(gradient, expected_gradient)
+
+
+@pytest.mark.gpu
+def test_ema_update_replays_in_a_cuda_graph_with_a_live_decay():
+    teacher, student = random_lists(((1000,), (64, 3, 3, 3), ()), torch.float32, "cuda")
+    decay = torch.tensor(0.5, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):  # also where the first call for these tensors is the captured one
+        mtkernels.ema_update(teacher, student, decay)
+    for value in (0.9, 0.1):
+        decay.fill_(value)
+        expected = [t.clone() for t in teacher]
+        mtkernels.ema_update(expected, student, decay)
+        graph.replay()
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(teacher, expected, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["native", "triton"])
+def test_one_launch_and_no_sync(backend):
+    """Whatever the number of tensors; a loss and its gradient likewise."""
+    teacher, student = random_lists(((1000,),) * 300 + ((),) * 20 + ((512, 512, 3, 3),), torch.float32, "cuda")
+    (logits,), (targets,) = OPS["softmax_mse"].make(((64, 1000),), torch.float32, "cuda")
+    calls = {
+        "ema_update": lambda: _backend(backend).ema_update(teacher, student, 0.99),
+        "softmax_mse": lambda: _backend(backend).softmax_mse(logits, targets, -1, "mean", True),
+        "softmax_kl": lambda: _backend(backend).softmax_kl(logits, targets, -1, "mean", True),
+    }
+    for name, call in calls.items():
+        call()
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+                call()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        on_device = [e.name for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+        assert len(on_device) == 1, (name, on_device)
