@@ -47,6 +47,9 @@ void read_decay(const py::object& decay, const TensorView& weights, EmaUpdate& a
     args.decay = py::cast<double>(decay);
     return check_decay(args.decay);
   }
+  if (!is_tensor(decay.ptr())) {
+    refuse(Refusal::type, argument, "be a number or a torch.Tensor", Py_TYPE(decay.ptr())->tp_name);
+  }
   const TensorView view = TensorView::of(decay.ptr(), argument);
   if (view.numel() != 1) refuse(Refusal::value, argument, "be a number or hold one", "shape " + view.shape_text());
   if (!view.is_float() || view.dtype.bits < 32) {
@@ -107,36 +110,36 @@ py::object empty_gradient(const TensorView& student) {
   return torch_function("empty_like")(like, py::arg("dtype") = torch_function("float32"));
 }
 
-void check_consistency(const char* op, const py::object& student, const py::object& teacher, int64_t dim,
-                       const std::string& reduction) {
+void check_consistency(const char* op, const py::object& student, const py::object& teacher, const py::object& dim,
+                       const py::object& reduction) {
   check_logits(op, TensorView::of(student.ptr(), {op, "student"}), TensorView::of(teacher.ptr(), {op, "teacher"}), dim);
   read_reduction(op, reduction);
 }
 
-py::tuple consistency(const char* op, const py::object& student, const py::object& teacher, int64_t dim,
-                      const std::string& reduction, bool with_gradient, Kernel<Consistency> cpu,
+py::tuple consistency(const char* op, const py::object& student, const py::object& teacher, const py::object& dim,
+                      const py::object& reduction, bool with_gradient, Kernel<Consistency> cpu,
                       Kernel<Consistency> cuda) {
   const TensorView s = TensorView::of(student.ptr(), {op, "student"}), t = TensorView::of(teacher.ptr(), {op, "teacher"});
-  dim = check_logits(op, s, t, dim);
+  const int64_t classes_dim = check_logits(op, s, t, dim);
   Consistency args{};
   args.reduction = read_reduction(op, reduction);
-  py::object loss = empty_loss(s, dim, s.float_dtype() == Dtype::f64 || t.float_dtype() == Dtype::f64, args.reduction);
+  py::object loss = empty_loss(s, classes_dim, s.float_dtype() == Dtype::f64 || t.float_dtype() == Dtype::f64, args.reduction);
   py::object dstudent = with_gradient ? empty_gradient(s) : py::none();
   std::optional<TensorView> gradient;
   if (with_gradient) gradient = TensorView::of(dstudent.ptr(), {op, "dstudent"});
-  fill_operands(op, dim, s, t, gradient ? &*gradient : nullptr, args);
+  fill_operands(op, classes_dim, s, t, gradient ? &*gradient : nullptr, args);
   args.loss = TensorView::of(loss.ptr(), {op, "loss"}).address();
   launch({op, "student"}, s, args, cpu, cuda);
   return py::make_tuple(loss, dstudent);
 }
 
-py::tuple softmax_mse(const py::object& student, const py::object& teacher, int64_t dim, const std::string& reduction,
-                      bool with_gradient) {
+py::tuple softmax_mse(const py::object& student, const py::object& teacher, const py::object& dim,
+                      const py::object& reduction, bool with_gradient) {
   return consistency("softmax_mse", student, teacher, dim, reduction, with_gradient, softmax_mse_cpu, softmax_mse_cuda);
 }
 
-py::tuple softmax_kl(const py::object& student, const py::object& teacher, int64_t dim, const std::string& reduction,
-                     bool with_gradient) {
+py::tuple softmax_kl(const py::object& student, const py::object& teacher, const py::object& dim,
+                     const py::object& reduction, bool with_gradient) {
   return consistency("softmax_kl", student, teacher, dim, reduction, with_gradient, softmax_kl_cpu, softmax_kl_cuda);
 }
 

@@ -6,7 +6,7 @@
 
 namespace mtk {
 
-int64_t check_logits(const char* op, const TensorView& student, const TensorView& teacher, int64_t dim) {
+int64_t check_logits(const char* op, const TensorView& student, const TensorView& teacher, const py::object& dim) {
   const Argument s{op, "student"}, t{op, "teacher"};
   for (const auto& [view, argument] : {std::pair(&student, s), std::pair(&teacher, t)}) {
     if (!view->is_float()) refuse(Refusal::type, argument, kFloatDtypes, view->attribute("dtype"));
@@ -18,19 +18,23 @@ int64_t check_logits(const char* op, const TensorView& student, const TensorView
   if (!student.same_device(teacher)) {
     refuse(Refusal::value, t, "be on the device of student (" + student.attribute("device") + ")", teacher.attribute("device"));
   }
-  const int64_t wrapped = dim < 0 ? dim + student.ndim : dim;
+  if (!PyLong_Check(dim.ptr())) refuse(Refusal::type, {op, "dim"}, "be an int", Py_TYPE(dim.ptr())->tp_name);
+  const int64_t index = py::cast<int64_t>(dim), wrapped = index < 0 ? index + student.ndim : index;
   if (wrapped < 0 || wrapped >= student.ndim) {
-    refuse(Refusal::value, {op, "dim"}, "be a dim of student " + student.shape_text(), std::to_string(dim));
+    refuse(Refusal::value, {op, "dim"}, "be a dim of student " + student.shape_text(), std::to_string(index));
   }
   if (student.shape[wrapped] == 0) refuse(Refusal::value, s, "have at least one class", "shape " + student.shape_text());
   return wrapped;
 }
 
-Reduction read_reduction(const char* op, const std::string& reduction) {
-  if (reduction == "mean") return Reduction::mean;
-  if (reduction == "sum") return Reduction::sum;
-  if (reduction == "none") return Reduction::none;
-  refuse(Refusal::value, {op, "reduction"}, "be 'mean', 'sum' or 'none'", "'" + reduction + "'");
+Reduction read_reduction(const char* op, const py::object& reduction) {
+  if (PyUnicode_Check(reduction.ptr())) {
+    const auto word = py::cast<std::string>(reduction);
+    if (word == "mean") return Reduction::mean;
+    if (word == "sum") return Reduction::sum;
+    if (word == "none") return Reduction::none;
+  }
+  refuse(Refusal::value, {op, "reduction"}, "be 'mean', 'sum' or 'none'", py::repr(reduction));
 }
 
 void fill_operands(const char* op, int64_t dim, const TensorView& student, const TensorView& teacher,

@@ -77,14 +77,13 @@ void refuse(Refusal kind, const Argument& argument, const std::string& must, con
   throw py::error_already_set();
 }
 
+bool is_tensor(PyObject* object) { return PyObject_TypeCheck(object, torch().tensor_type); }
+
 TensorView TensorView::of(PyObject* object, const Argument& argument) {
-  const Torch& found = torch();
-  if (!PyObject_TypeCheck(object, found.tensor_type)) {
-    refuse(Refusal::type, argument, "be a torch.Tensor", type_name(object));
-  }
+  if (!is_tensor(object)) refuse(Refusal::type, argument, "be a torch.Tensor", type_name(object));
   TensorView view;
   view.object = object;
-  if (found.api->dltensor_from_py_object_no_sync(object, &view) != 0) {
+  if (torch().api->dltensor_from_py_object_no_sync(object, &view) != 0) {
     PyErr_Clear();  // its text is a C++ backtrace
     refuse(Refusal::type, argument, "be a dense tensor in memory",
            "layout " + view.attribute("layout") + ", dtype " + view.attribute("dtype") + " on " + view.attribute("device"));

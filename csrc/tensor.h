@@ -54,6 +54,8 @@ struct TensorView : DLTensor {
   std::string stride_text() const;
 };
 
+bool is_tensor(PyObject* object);
+
 // The stream on which the caller's work on this device is queued.
 void* current_stream(DLDevice device);
 
