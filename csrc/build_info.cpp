@@ -24,7 +24,11 @@ const char* instruction_set() {
 
 py::dict build_info() {
   py::dict info;
-  info["compiler"] = __VERSION__;
+#if defined(__clang__)
+  info["compiler"] = __VERSION__;  // names itself
+#else
+  info["compiler"] = "gcc " __VERSION__;
+#endif
 #if defined(MTK_CUDA)
   info["cuda"] = MTK_CUDA_VERSION;
   info["cuda_archs"] = py::str(MTK_CUDA_ARCHS).attr("split")(";");

@@ -134,7 +134,11 @@ Dtype TensorView::float_dtype() const {
 }
 
 bool TensorView::same_shape(const TensorView& other) const {
-  return ndim == other.ndim && std::equal(shape, shape + ndim, other.shape);
+  if (ndim != other.ndim) return false;
+  for (int32_t i = 0; i < ndim; ++i) {
+    if (shape[i] != other.shape[i]) return false;
+  }
+  return true;
 }
 
 bool TensorView::same_strides(const TensorView& other) const {

@@ -10,6 +10,8 @@ _EXTRA = "this command needs {}: pip install mtkernels[train]"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default sys.argv[1:]) and return its exit code."""
+    from .config import SettingError
+
     try:
         from .commands import parse, perform
 
@@ -25,8 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, such as `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ValueError, OSError, FloatingPointError) as error:
-        return _fail(str(error), 2 if isinstance(error, ValueError) else 1)
+    except SettingError as error:
+        return _fail(str(error), 2)
+    except (OSError, FloatingPointError) as error:
+        return _fail(str(error), 1)
 
 
 def _fail(sentence: str, code: int) -> int:

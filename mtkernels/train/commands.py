@@ -20,6 +20,7 @@ from .report import Run, group_runs, mean_and_deviation, read_runs, table
 from .run import run
 
 PresetName = Literal["digits"]
+_DEMO_METHODS = {"supervised": "supervised-only", "mean-teacher": "Mean Teacher"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,15 +117,16 @@ def _demo(command: Demo) -> int:
     folder = free_path(command.out / "demo")
     shared = replace(PRESETS["digits"], labels=command.labels, steps=command.steps, out=folder)
     for seed in dict.fromkeys(command.seeds):
-        for method in ("supervised", "mean-teacher"):
+        for method in _DEMO_METHODS:
             config = replace(shared, method=method, seed=seed, name=f"{method}-seed{seed}")
             if code := _train(config):
                 return code
-    groups, _ = group_runs(read_runs([folder])[0])
+    found, _ = group_runs(read_runs([folder])[0])
+    groups = {method: found[method] for method in _DEMO_METHODS}
     _save_groups(folder / "demo.png", groups)
     seeds = "seed" if len(command.seeds) == 1 else "seeds"
     print(f"\nTest error with {command.labels} labeled images, {seeds} {' '.join(map(str, command.seeds))}:")
-    for method, words in (("supervised", "supervised-only"), ("mean-teacher", "Mean Teacher")):
+    for method, words in _DEMO_METHODS.items():
         print(f"  {words:<16} {mean_and_deviation([each.error for each in groups[method]])} %")
     print(f"figure: {folder / 'demo.png'}")
     return 0

@@ -6,6 +6,10 @@ from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
 
+class SettingError(ValueError):
+    """A setting that cannot be used: the sentence is for its user, so the command line prints it alone."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Settings of one training run. Lengths and intervals are in steps; one step is one batch."""
@@ -87,28 +91,28 @@ class Config:
     """CPU threads (0: torch's default)."""
 
     def validate(self) -> None:
-        """Raise ValueError, one sentence with field and value, for the first setting that makes no sense."""
+        """Raise SettingError, one sentence with field and value, for the first setting without sense."""
         for names, low, high, words in _RANGES:
             for name in names:
                 value = getattr(self, name)
                 if value is not None and not low <= value <= high:  # also refuses nan
-                    raise ValueError(f"{name} must be {words}, got {value}")
+                    raise SettingError(f"{name} must be {words}, got {value}")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+                raise SettingError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         if self.method != "supervised" and self.labeled_batch_size >= self.batch_size:
-            raise ValueError(
+            raise SettingError(
                 f"labeled_batch_size must be below batch_size ({self.batch_size}),"
                 f" got {self.labeled_batch_size}"
             )
         if self.lr_rampdown and self.lr_rampdown < self.steps:
-            raise ValueError(
+            raise SettingError(
                 f"lr_rampdown must be 0 or at least steps ({self.steps}), got {self.lr_rampdown}"
             )
         if self.nesterov and self.momentum == 0:
-            raise ValueError("momentum must be above 0 where nesterov is on, got 0")
+            raise SettingError("momentum must be above 0 where nesterov is on, got 0")
         if self.name is not None and not re.fullmatch(r"[\w][\w.+=-]*", self.name):
-            raise ValueError(f"name must be letters, digits and . _ + = - only, got {self.name!r}")
+            raise SettingError(f"name must be letters, digits and . _ + = - only, got {self.name!r}")
 
     def as_dict(self) -> dict[str, object]:
         """The fields as JSON can hold them."""

@@ -21,6 +21,7 @@ PRESETS: dict[str, Config] = {
         zoom=0.15,
         shear=0.2,
         shift=1.0,
+        warp=0.3,
         noise=0.1,
     ),
 }

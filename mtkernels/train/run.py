@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from .config import Config
+from .config import Config, SettingError
 from .console import progress
 from .data import DATASETS
 from .environment import environment
@@ -78,7 +78,7 @@ def _device(config: Config) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(
+        raise SettingError(
             f"device must be one that this torch can use, got {config.device!r}: {reason}"
         ) from error
     return device

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..config import SettingError
+
 NO_LABEL = -1  # the label of an unlabeled image; the class loss ignores it
 
 
@@ -50,7 +52,7 @@ def balanced_choice(classes: np.ndarray, count: int, random: np.random.RandomSta
     """
     names = np.unique(classes)
     if not len(names) <= count <= len(classes):
-        raise ValueError(
+        raise SettingError(
             f"labels must be between {len(names)} (one per class) and {len(classes)} (the training pool),"
             f" got {count}"
         )

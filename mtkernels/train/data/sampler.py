@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..config import SettingError
 from ..seeds import Purpose, generator
 
 
@@ -85,8 +86,8 @@ class TwoStreamBatches(LabeledBatches):
 
 def _check(stream: str, indices: Tensor, batch_size: int, most: float = math.inf) -> None:
     if not len(indices):
-        raise ValueError(f"there are no {stream} images to draw batches from")
+        raise SettingError(f"there are no {stream} images to draw batches from")
     if not 0 < batch_size <= most:
-        raise ValueError(
+        raise SettingError(
             f"the {stream} part of a batch must hold between 1 and {most} images, got {batch_size}"
         )

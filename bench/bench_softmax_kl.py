@@ -1,0 +1,7 @@
+"""softmax_kl from raw logits: forward, autograd graph and backward. Sizes: testing.OPS; peers: bench/peers.py."""
+
+OP = "softmax_kl"
+
+
+def test_softmax_kl(interleaved, case, peer):
+    interleaved(case, peer)

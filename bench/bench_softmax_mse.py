@@ -1,0 +1,7 @@
+"""softmax_mse from raw logits: forward, autograd graph and backward. Sizes: testing.OPS; peers: bench/peers.py."""
+
+OP = "softmax_mse"
+
+
+def test_softmax_mse(interleaved, case, peer):
+    interleaved(case, peer)

@@ -1,0 +1,139 @@
+"""The benches' fixtures and options, and what they add to pytest-benchmark's JSON.
+
+pytest-benchmark times one test after the other; a ratio of two such times is one of two moments. Here the first test
+of a group measures the whole group, interleaved (measure.session), and each test hands its own series of that session to
+pytest-benchmark. A candidate without a time is skipped with its error's text, which goes into the JSON too.
+"""
+
+import importlib.metadata
+import os
+import platform
+import statistics
+from pathlib import Path
+
+import pytest
+import torch
+
+import mtkernels
+from bench.cases import Case, cases
+from bench.measure import Series, copy_bandwidth, session
+from bench.peers import candidates
+
+SESSIONS = pytest.StashKey[dict[str, dict[str, Series]]]()
+FACTS = pytest.StashKey[dict]()
+DISTRIBUTIONS = ("torch", "triton", "ema-pytorch", "torch-ema", "timm", "liger-kernel", "numpy", "pytest-benchmark")
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("mtkernels")
+    group.addoption("--bench-device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
+    group.addoption("--bench-threads", type=int, default=None, help="for torch.set_num_threads")
+    group.addoption("--bench-seconds", type=float, default=4.0, help="measuring time of a group (one op at one size)")
+
+
+def pytest_generate_tests(metafunc):
+    device = metafunc.config.getoption("--bench-device")
+    rows = [(case, peer) for case in cases(metafunc.module.OP, device) for peer in candidates(case.op, device)]
+    metafunc.parametrize(("case", "peer"), rows, ids=[f"{case.name}-{peer}" for case, peer in rows])
+
+
+@pytest.fixture(scope="session")
+def facts(pytestconfig) -> dict:
+    """What a reader needs beside the times, taken before them."""
+    threads = pytestconfig.getoption("--bench-threads")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    device = pytestconfig.getoption("--bench-device")
+    pytestconfig.stash[FACTS] = {
+        "device_type": device,
+        "device": torch.cuda.get_device_name() if device == "cuda" else _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "load_average": round(os.getloadavg()[0], 2),
+        "cache_bytes": 0 if device == "cuda" else _last_level_cache(),  # 0: flushed before each call
+        "copy_bandwidth": copy_bandwidth(device),
+        "command": " ".join(["python -m pytest", *map(str, pytestconfig.invocation_params.args)]),
+        "versions": _versions(),
+    }
+    return pytestconfig.stash[FACTS]
+
+
+@pytest.fixture
+def interleaved(benchmark, request, facts):
+    """Call it with the test's case and peer: reports that peer's series of the group's session."""
+
+    def report(case: Case, peer: str) -> None:
+        series = _session(request, case)[peer]
+        if series.error is not None:
+            benchmark.skipped = True
+            if peer.startswith("mtkernels") and series.error.startswith("wrong result"):
+                pytest.fail(series.error, pytrace=False)
+            pytest.skip(series.error)
+        benchmark.group = case.group
+        benchmark.extra_info.update(
+            op=case.op,
+            case=case.name,
+            peer=peer,
+            note=series.note,
+            floor_bytes=case.floor_bytes(),
+            resident_bytes=case.resident_bytes(),
+            host_seconds=statistics.median(series.host_times) if series.host_times else None,
+        )
+        benchmark.pedantic(lambda: None)  # makes the row, whose one empty round the session's rounds then replace
+        if benchmark.stats is not None:
+            benchmark.stats.stats.data[:] = series.times
+            benchmark.stats.iterations = series.iterations
+
+    return report
+
+
+def _session(request, case: Case) -> dict[str, Series]:
+    sessions = request.config.stash.setdefault(SESSIONS, {})
+    if case.group not in sessions:
+        chosen = [item.callspec.params for item in request.session.items if "peer" in item.callspec.params]
+        names = {params["peer"] for params in chosen if params["case"].group == case.group}
+        factories = {name: make for name, make in candidates(case.op, case.device).items() if name in names}
+        sessions[case.group] = session(case, factories, request.config.getoption("--bench-seconds"))
+        case.forget()
+    return sessions[case.group]
+
+
+def pytest_benchmark_update_json(config, benchmarks, output_json):
+    errors = [
+        {"group": group, "peer": peer, "error": series.error}
+        for group, found in config.stash.get(SESSIONS, {}).items()
+        for peer, series in found.items()
+        if series.error is not None
+    ]
+    output_json["mtkernels"] = {**config.stash.get(FACTS, {}), "errors": errors}
+
+
+def _versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {"python": platform.python_version(), "mtkernels": mtkernels.__version__}
+    for name in DISTRIBUTIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def _cpu_name() -> str:
+    for line in _lines("/proc/cpuinfo"):
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _last_level_cache() -> int:
+    """Bytes; 32 MiB where the machine does not tell."""
+    sizes = [0]
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        sizes += [int(line[:-1]) << {"K": 10, "M": 20}[line[-1]] for line in _lines(path) if line[-1:] in "KM"]
+    return max(sizes) or 32 << 20
+
+
+def _lines(path: str | Path) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Everything that CI cannot show, on a machine with an NVIDIA GPU: `make gpu-check`. It uses the machine's own Python, torch
+# and nvcc, installs nothing, needs no network, and takes under ten minutes. Results: $OUT, or bench/results/<GPU>.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-python3}
+export PYTHONPATH=$PWD PYTHONUNBUFFERED=1
+gpu=$($PYTHON -c 'import torch; p = torch.cuda.get_device_properties(0); print(p.name.replace(" ", "-").lower(), f"{p.major}{p.minor}")') ||
+  { echo "gpu-check: torch must see a CUDA GPU" >&2; exit 1; }
+read -r name arch <<<"$gpu"
+out=${OUT:-bench/results/$name}
+mkdir -p "$out"
+failed=0
+
+step() {  # step NAME SECONDS COMMAND...: runs it under a time limit, keeps its output, goes on when it fails
+  local title=$1 limit=$2 start=$SECONDS
+  shift 2
+  if timeout "$limit" "$@" >"$out/$title.log" 2>&1; then
+    echo "gpu-check: $title: passed in $((SECONDS - start)) s"
+  else
+    echo "gpu-check: $title: FAILED (exit $?) after $((SECONDS - start)) s"
+    tail -n 25 "$out/$title.log"
+    failed=1
+  fi
+}
+
+step build 150 env MTKERNELS_CUDA=1 MTKERNELS_CUDA_ARCHS="$arch" "$PYTHON" setup.py build_ext --inplace
+[ $failed = 0 ] || exit 1
+"$PYTHON" -m mtkernels | tee "$out/environment.txt"
+step tests 180 "$PYTHON" -m pytest -m gpu -q tests
+for tool in memcheck racecheck initcheck synccheck; do
+  step "sanitizer-$tool" 60 compute-sanitizer --tool "$tool" --error-exitcode 9 --kernel-regex kns=mtk \
+    "$PYTHON" tests/sanitize_gpu.py
+done
+step bench 240 "$PYTHON" -m pytest bench -q --benchmark-json="$out/results.json"
+step report 60 "$PYTHON" bench/report.py "$out/results.json" --out "$out"
+cat "$out"/*.md 2>/dev/null | head -60
+exit $failed

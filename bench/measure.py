@@ -1,0 +1,152 @@
+"""Interleaved timing: every candidate of a group has its turn in each round, in an order drawn anew for the round.
+
+So what drifts (clocks, other users of the machine) falls on all of them alike, and the ratio of two is the median of the
+ratios within rounds.
+"""
+
+import gc
+import random
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from bench.cases import Case, disagreement
+from bench.peers import Candidate, Factory
+
+ROUND_SECONDS = 1e-3  # on the CPU a round repeats the call for at least this long
+MIN_ROUNDS, MAX_ROUNDS = 7, 100
+
+
+@dataclass
+class Series:
+    """One candidate's times, in seconds a call, one a round; `error` in place of them where there is none."""
+
+    times: list[float] = field(default_factory=list)
+    host_times: list[float] = field(default_factory=list)  # GPU: until the call returns, nothing waited for
+    iterations: int = 1  # calls in a round
+    note: str = ""
+    error: str | None = None
+
+
+def session(case: Case, factories: dict[str, Factory], seconds: float) -> dict[str, Series]:
+    """Builds, checks and times the candidates of one case. `seconds` is for all of them together, checks left out."""
+    series = {name: Series() for name in factories}
+    steps = {}
+    for name, factory in factories.items():
+        candidate, series[name].error = prepare(case, factory)
+        if series[name].error is None:
+            steps[name] = candidate.step
+            series[name].note = candidate.note
+    gc.collect()
+    if not steps:
+        return series
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        timed = _Device(case.device) if case.device == "cuda" else _Host()
+        timed.warm_up(steps, series)
+        _rounds(timed, steps, series, seconds)
+    finally:
+        if enabled:
+            gc.enable()
+    return series
+
+
+def prepare(case: Case, factory: Factory) -> tuple[Candidate | None, str | None]:
+    """A candidate that has made one step and agrees with the reference, or what is wrong with it."""
+    try:
+        candidate = factory(case.workload())
+        candidate.step()
+        return candidate, disagreement(case, candidate.outputs())
+    except Exception as error:  # whatever a peer raises is its row in the report
+        lines = str(error).strip().splitlines()
+        return None, f"{type(error).__name__}: {lines[0] if lines else ''}".strip()[:160]
+
+
+def _rounds(timed, steps: dict[str, Callable], series: dict[str, Series], seconds: float) -> None:
+    order, shuffle = list(steps), random.Random(0).shuffle
+    deadline = time.perf_counter() + seconds
+    for done in range(MAX_ROUNDS):
+        if done >= MIN_ROUNDS and time.perf_counter() > deadline:
+            break
+        shuffle(order)
+        for name in order:
+            timed.measure(steps[name], series[name])
+
+
+class _Host:
+    """The CPU, with its caches warm: one untimed call, then as many timed ones as fill ROUND_SECONDS."""
+
+    def warm_up(self, steps, series) -> None:
+        for name, step in steps.items():
+            step()
+            start, calls = time.perf_counter(), 0
+            while calls < 3 or time.perf_counter() - start < 0.02:
+                step()
+                calls += 1
+                if time.perf_counter() - start > 0.5:
+                    break
+            series[name].iterations = max(1, round(ROUND_SECONDS * calls / (time.perf_counter() - start)))
+
+    def measure(self, step, series: Series) -> None:
+        step()  # brings its tensors back to the cache, and waits out the threads of the one before it
+        start = time.perf_counter()
+        for _ in range(series.iterations):
+            step()
+        series.times.append((time.perf_counter() - start) / series.iterations)
+
+
+class _Device:
+    """A GPU, with its L2 cold: device time between events of one call, and host time of another.
+
+    Before the events the device reads a buffer of four times its L2 (reads leave no dirty lines for the call to write
+    back) and then spins for as long as the host needs to enqueue the call, so that the time is the device's own.
+    """
+
+    def __init__(self, device: str):
+        properties = torch.cuda.get_device_properties(device)
+        self.ticks = getattr(properties, "clock_rate", 2_000_000) * 1e3  # a second
+        size = max(4 * getattr(properties, "L2_cache_size", 64 << 20), 64 << 20)
+        self.buffer = torch.zeros(size // 4, device=device)
+        self.start, self.end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self.host: dict[int, float] = {}
+
+    def warm_up(self, steps, series) -> None:
+        for step in steps.values():
+            for _ in range(5):
+                step()
+            self.host[id(step)] = statistics.median(self._host_time(step) for _ in range(5))
+
+    def measure(self, step, series: Series) -> None:
+        series.host_times.append(self._host_time(step))
+        self.buffer.sum()
+        torch.cuda._sleep(int(min(1.5 * self.host[id(step)] + 5e-5, 0.05) * self.ticks))
+        self.start.record()
+        step()
+        self.end.record()
+        torch.cuda.synchronize()
+        series.times.append(self.start.elapsed_time(self.end) * 1e-3)
+
+    def _host_time(self, step) -> float:
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        step()
+        elapsed = time.perf_counter() - start
+        torch.cuda.synchronize()
+        return elapsed
+
+
+def copy_bandwidth(device: str) -> float:
+    """Bytes a second of a large copy, read and written bytes both counted: what a share of bandwidth is a share of."""
+    source = torch.zeros((1 << 30 if device == "cuda" else 1 << 28) // 4, device=device).normal_()
+    target = torch.empty_like(source).zero_()  # touched, so that no page fault is timed
+    times = Series()
+    step = {"copy": lambda: target.copy_(source)}
+    timed = _Device(device) if device == "cuda" else _Host()
+    timed.warm_up(step, {"copy": times})
+    for _ in range(15):
+        timed.measure(step["copy"], times)
+    return 2 * source.nbytes / statistics.median(times.times)

@@ -1,0 +1,128 @@
+"""ema_update over modules, mappings and sequences: which tensors, in which way."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import mtkernels
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8, 4))
+
+
+@pytest.fixture
+def pair():
+    """A teacher and a student that differ in every parameter and buffer."""
+    student = network()
+    teacher = copy.deepcopy(student)
+    with torch.no_grad():
+        for tensor in student.state_dict().values():
+            tensor.copy_(torch.randn(tensor.shape) * 10 if tensor.is_floating_point() else torch.tensor(7))
+    return teacher, student
+
+
+@pytest.mark.parametrize("buffers", ["average", "copy", "keep"])
+def test_modules(pair, buffers):
+    teacher, student = pair
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    source = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    mtkernels.ema_update(teacher, student, 0.75, buffers=buffers)
+    parameters = dict(teacher.named_parameters())
+    for name, tensor in teacher.state_dict().items():
+        average = 0.75 * before[name] + 0.25 * source[name]
+        if not tensor.is_floating_point():
+            expected = source[name]
+        elif name in parameters or buffers == "average":
+            expected = average
+        else:
+            expected = source[name] if buffers == "copy" else before[name]
+        torch.testing.assert_close(tensor, expected)
+    for name, tensor in student.state_dict().items():
+        assert torch.equal(tensor, source[name])
+
+
+def test_mappings_and_sequences(pair):
+    teacher, student = pair
+    expected = copy.deepcopy(teacher)
+    mtkernels.ema_update(expected, student, 0.75)
+    other = copy.deepcopy(teacher)
+    mtkernels.ema_update(teacher.state_dict(), dict(reversed(student.state_dict().items())), 0.75)
+    mtkernels.ema_update(tuple(other.state_dict().values()), list(student.state_dict().values()), 0.75)
+    for module in (teacher, other):
+        for ours, theirs in zip(module.state_dict().values(), expected.state_dict().values(), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_tied_weights_are_averaged_once():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inside, self.outside = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+            self.outside.weight = self.inside.weight
+
+    teacher, student = Tied(), Tied()
+    expected = 0.5 * teacher.inside.weight.detach() + 0.5 * student.inside.weight.detach()
+    states = copy.deepcopy(teacher), student
+    mtkernels.ema_update(teacher, student, 0.5)
+    mtkernels.ema_update(states[0].state_dict(), states[1].state_dict(), 0.5)  # lists the weight twice
+    torch.testing.assert_close(teacher.inside.weight.detach(), expected)
+    torch.testing.assert_close(states[0].inside.weight.detach(), expected)
+
+
+def test_a_compiled_student_matches_its_plain_teacher(pair):
+    teacher, student = pair
+    expected = copy.deepcopy(teacher)
+    mtkernels.ema_update(expected, student, 0.75)
+    inner = copy.deepcopy(student)
+    inner[0] = torch.compile(inner[0])
+    mtkernels.ema_update(copy_of := copy.deepcopy(teacher), inner, 0.75)
+    mtkernels.ema_update(teacher, torch.compile(student), 0.75)
+    for module in (teacher, copy_of):
+        for ours, theirs in zip(module.state_dict().values(), expected.state_dict().values(), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_a_data_parallel_student_matches_its_plain_teacher(pair):
+    teacher, student = pair
+    expected = copy.deepcopy(teacher)
+    mtkernels.ema_update(expected, student, 0.75)
+    mtkernels.ema_update(teacher, nn.DataParallel(student), 0.75)
+    assert torch.equal(teacher[0].weight, expected[0].weight)
+
+
+def test_nothing_to_average():
+    mtkernels.ema_update([], [], 0.9)
+    mtkernels.ema_update({}, {}, 0.9)
+    mtkernels.ema_update(nn.ReLU(), nn.ReLU(), 0.9)
+
+
+def test_pointers_are_read_again_at_each_call():
+    """`.data = ` and load_state_dict(assign=True) move a parameter without changing its identity."""
+    teacher, student = nn.Linear(2, 2), nn.Linear(2, 2)
+    for _ in range(3):
+        student.weight.data = torch.randn(2, 2)
+        expected = 0.5 * teacher.weight.detach() + 0.5 * student.weight.detach()
+        mtkernels.ema_update(teacher, student, 0.5)
+        torch.testing.assert_close(teacher.weight.detach(), expected)
+
+
+def test_a_long_run_equals_the_closed_form():
+    """t steps from 0 toward 1: 1 - decay^t."""
+    teacher, student = [torch.zeros(100, dtype=torch.float64)], [torch.ones(100, dtype=torch.float64)]
+    for step in range(1, 1001):
+        mtkernels.ema_update(teacher, student, 0.995)
+        if step % 100 == 0:
+            torch.testing.assert_close(teacher[0], torch.full_like(teacher[0], 1 - 0.995**step))
+
+
+def test_more_elements_than_an_int32_counts_by_bytes():
+    """2^30 + 1 fp16 elements: byte offsets past 2^31."""
+    count = 2**30 + 1
+    teacher, student = torch.zeros(count, dtype=torch.float16), torch.ones(count, dtype=torch.float16)
+    mtkernels.ema_update([teacher], [student], 0.75)
+    assert teacher[0] == teacher[-1] == teacher[count // 2] == 0.25
+    assert torch.equal(teacher[-4096:], torch.full((4096,), 0.25, dtype=torch.float16))
