@@ -1,4 +1,7 @@
-"""ema_update in place, over lists of tensors and over a ResNet-50-shaped module with its buffers. Sizes: testing.OPS; peers: bench/peers.py."""
+"""ema_update in place, over lists of tensors and over a ResNet-50-shaped module with its buffers.
+
+Sizes: testing.OPS and cases.resnet50_like; peers: peers.py.
+"""
 
 OP = "ema_update"
 

@@ -1,4 +1,7 @@
-"""softmax_mse from raw logits: forward, autograd graph and backward. Sizes: testing.OPS; peers: bench/peers.py."""
+"""softmax_mse from raw logits: forward, autograd graph and backward.
+
+Sizes: testing.OPS; peers: peers.py.
+"""
 
 OP = "softmax_mse"
 

@@ -1,4 +1,4 @@
-"""What is timed: the sizes of OPS[op].bench and a ResNet-50-shaped module, and the fewest bytes each must move."""
+"""What is timed: the sizes of OPS[op].bench and a ResNet-50-shaped module, and their fewest bytes."""
 
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -10,6 +10,9 @@ from mtkernels.backends import reference
 from mtkernels.testing import OPS, Shapes
 
 DECAY = 0.9999  # the teacher stays far from its student for all of a run: no number on the way is special
+
+# Of the largest output. Losses sum up to 4 M terms: torch's own are off by up to 300 roundings at 64 x 65536.
+ROUNDINGS = {"ema_update": 8, "softmax_mse": 512, "softmax_kl": 512}
 
 
 @dataclass
@@ -79,6 +82,15 @@ class Case:
         extra = 0 if self.op == "ema_update" else self.inputs[0][0].nbytes
         return extra + sum(t.nbytes for tensors in self.inputs for t in tensors)
 
+    def truths(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The reference's outputs in float64, and on the inputs as they are."""
+        if "truths" not in self._built:
+            wide = tuple(
+                [t.double() if t.is_floating_point() else t for t in tensors] for tensors in self.inputs
+            )
+            self._built["truths"] = self.call(reference, wide), self.call(reference, self.inputs)
+        return self._built["truths"]
+
     def forget(self) -> None:
         """Frees the inputs; they are built again when asked for."""
         self._built.clear()
@@ -127,15 +139,16 @@ def _randomised(module: nn.Module, seed: int, device: str) -> nn.Module:
 
 
 def disagreement(case: Case, outputs: list[Tensor | None]) -> str | None:
-    """How outputs differ from the reference, or None. An output that is None is one that the peer does not give.
+    """How outputs differ from the reference, or None. A peer gives None for what is not its business.
 
-    The reference runs in float64 as the truth and as it is as the yardstick, as in testing.check. The bound is wider
-    (8 times the yardstick's error and 64 roundings): a peer is asked for the same maths, not for the same roundings.
+    The reference runs in float64 as the truth and as it is as the yardstick, as in testing.check. The bound
+    is wider, 8 times the yardstick's error and ROUNDINGS: a peer is asked for the same maths, not the same
+    order of sums.
     """
-    wide = tuple([t.double() if t.is_floating_point() else t for t in tensors] for tensors in case.inputs)
-    truths, yardsticks = case.call(reference, wide), case.call(reference, case.inputs)
+    truths, yardsticks = case.truths()
     if len(outputs) != len(truths):
         return f"gives {len(outputs)} outputs, not {len(truths)}"
+    slack = ROUNDINGS[case.op] / 2
     for index, (output, truth, yardstick) in enumerate(zip(outputs, truths, yardsticks, strict=True)):
         if output is None:
             continue
@@ -143,7 +156,9 @@ def disagreement(case: Case, outputs: list[Tensor | None]) -> str | None:
             return f"output {index} has shape {list(output.shape)}, not {list(truth.shape)}"
         eps = torch.finfo(output.dtype).eps if output.is_floating_point() else 0.0
         error = (output.double() - truth.double()).abs().max()
-        bound = 8 * (yardstick.double() - truth.double()).abs().max() + 32 * eps * truth.double().abs().max()
+        bound = (
+            8 * (yardstick.double() - truth.double()).abs().max() + slack * eps * truth.double().abs().max()
+        )
         if not error <= bound:  # also NaN
             return f"wrong result: output {index} is off by {error:.2g}, more than {bound:.2g}"
     return None

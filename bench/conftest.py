@@ -1,8 +1,9 @@
 """The benches' fixtures and options, and what they add to pytest-benchmark's JSON.
 
-pytest-benchmark times one test after the other; a ratio of two such times is one of two moments. Here the first test
-of a group measures the whole group, interleaved (measure.session), and each test hands its own series of that session to
-pytest-benchmark. A candidate without a time is skipped with its error's text, which goes into the JSON too.
+pytest-benchmark times one test after the other, and a ratio of two such times is one of two moments. Here
+the first test of a group measures the whole group, interleaved (measure.session), and each test hands its
+own series of that session to pytest-benchmark. A candidate without a time is skipped with its error's text,
+which goes into the JSON too.
 """
 
 import importlib.metadata
@@ -21,19 +22,31 @@ from bench.peers import candidates
 
 SESSIONS = pytest.StashKey[dict[str, dict[str, Series]]]()
 FACTS = pytest.StashKey[dict]()
-DISTRIBUTIONS = ("torch", "triton", "ema-pytorch", "torch-ema", "timm", "liger-kernel", "numpy", "pytest-benchmark")
+DISTRIBUTIONS = ("torch", "triton", "ema-pytorch", "torch-ema", "timm", "liger-kernel", "numpy")
 
 
 def pytest_addoption(parser):
     group = parser.getgroup("mtkernels")
-    group.addoption("--bench-device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
+    group.addoption(
+        "--bench-device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda")
+    )
     group.addoption("--bench-threads", type=int, default=None, help="for torch.set_num_threads")
-    group.addoption("--bench-seconds", type=float, default=4.0, help="measuring time of a group (one op at one size)")
+    group.addoption(
+        "--bench-seconds", type=float, default=3.0, help="measuring time of a group (one op at one size)"
+    )
+
+
+def pytest_configure(config):
+    path = config.getoption("--benchmark-json", None)
+    if isinstance(path, str | Path):  # it is opened after the last bench, too late to find no folder
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
 
 
 def pytest_generate_tests(metafunc):
     device = metafunc.config.getoption("--bench-device")
-    rows = [(case, peer) for case in cases(metafunc.module.OP, device) for peer in candidates(case.op, device)]
+    rows = [
+        (case, peer) for case in cases(metafunc.module.OP, device) for peer in candidates(case.op, device)
+    ]
     metafunc.parametrize(("case", "peer"), rows, ids=[f"{case.name}-{peer}" for case, peer in rows])
 
 
@@ -50,7 +63,7 @@ def facts(pytestconfig) -> dict:
         "threads": torch.get_num_threads(),
         "load_average": round(os.getloadavg()[0], 2),
         "cache_bytes": 0 if device == "cuda" else _last_level_cache(),  # 0: flushed before each call
-        "copy_bandwidth": copy_bandwidth(device),
+        "copy_bandwidth": 0.0,  # the best seen, measured again before each group
         "command": " ".join(["python -m pytest", *map(str, pytestconfig.invocation_params.args)]),
         "versions": _versions(),
     }
@@ -62,7 +75,7 @@ def interleaved(benchmark, request, facts):
     """Call it with the test's case and peer: reports that peer's series of the group's session."""
 
     def report(case: Case, peer: str) -> None:
-        series = _session(request, case)[peer]
+        series = _session(request, case, facts)[peer]
         if series.error is not None:
             benchmark.skipped = True
             if peer.startswith("mtkernels") and series.error.startswith("wrong result"):
@@ -78,7 +91,9 @@ def interleaved(benchmark, request, facts):
             resident_bytes=case.resident_bytes(),
             host_seconds=statistics.median(series.host_times) if series.host_times else None,
         )
-        benchmark.pedantic(lambda: None)  # makes the row, whose one empty round the session's rounds then replace
+        benchmark.pedantic(
+            lambda: None
+        )  # makes the row; the session's rounds then replace its one empty round
         if benchmark.stats is not None:
             benchmark.stats.stats.data[:] = series.times
             benchmark.stats.iterations = series.iterations
@@ -86,12 +101,13 @@ def interleaved(benchmark, request, facts):
     return report
 
 
-def _session(request, case: Case) -> dict[str, Series]:
+def _session(request, case: Case, facts: dict) -> dict[str, Series]:
     sessions = request.config.stash.setdefault(SESSIONS, {})
     if case.group not in sessions:
         chosen = [item.callspec.params for item in request.session.items if "peer" in item.callspec.params]
         names = {params["peer"] for params in chosen if params["case"].group == case.group}
         factories = {name: make for name, make in candidates(case.op, case.device).items() if name in names}
+        facts["copy_bandwidth"] = max(facts["copy_bandwidth"], copy_bandwidth(case.device))
         sessions[case.group] = session(case, factories, request.config.getoption("--bench-seconds"))
         case.forget()
     return sessions[case.group]
@@ -128,7 +144,9 @@ def _last_level_cache() -> int:
     """Bytes; 32 MiB where the machine does not tell."""
     sizes = [0]
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        sizes += [int(line[:-1]) << {"K": 10, "M": 20}[line[-1]] for line in _lines(path) if line[-1:] in "KM"]
+        sizes += [
+            int(line[:-1]) << {"K": 10, "M": 20}[line[-1]] for line in _lines(path) if line[-1:] in "KM"
+        ]
     return max(sizes) or 32 << 20
 
 

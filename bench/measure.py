@@ -1,7 +1,7 @@
-"""Interleaved timing: every candidate of a group has its turn in each round, in an order drawn anew for the round.
+"""Interleaved timing: every candidate of a group has its turn in each round, in a new random order.
 
-So what drifts (clocks, other users of the machine) falls on all of them alike, and the ratio of two is the median of the
-ratios within rounds.
+So what drifts (clocks, other users of the machine) falls on all of them alike, and the ratio of two is the
+median of the ratios within rounds.
 """
 
 import gc
@@ -32,7 +32,7 @@ class Series:
 
 
 def session(case: Case, factories: dict[str, Factory], seconds: float) -> dict[str, Series]:
-    """Builds, checks and times the candidates of one case. `seconds` is for all of them together, checks left out."""
+    """Builds, checks and times the candidates of one case. `seconds` is for all their rounds together."""
     series = {name: Series() for name in factories}
     steps = {}
     for name, factory in factories.items():
@@ -82,14 +82,12 @@ class _Host:
 
     def warm_up(self, steps, series) -> None:
         for name, step in steps.items():
-            step()
-            start, calls = time.perf_counter(), 0
-            while calls < 3 or time.perf_counter() - start < 0.02:
+            best, start = float("inf"), time.perf_counter()
+            while time.perf_counter() - start < 0.03:
+                before = time.perf_counter()
                 step()
-                calls += 1
-                if time.perf_counter() - start > 0.5:
-                    break
-            series[name].iterations = max(1, round(ROUND_SECONDS * calls / (time.perf_counter() - start)))
+                best = min(best, time.perf_counter() - before)
+            series[name].iterations = max(1, round(ROUND_SECONDS / best))
 
     def measure(self, step, series: Series) -> None:
         step()  # brings its tensors back to the cache, and waits out the threads of the one before it
@@ -102,8 +100,9 @@ class _Host:
 class _Device:
     """A GPU, with its L2 cold: device time between events of one call, and host time of another.
 
-    Before the events the device reads a buffer of four times its L2 (reads leave no dirty lines for the call to write
-    back) and then spins for as long as the host needs to enqueue the call, so that the time is the device's own.
+    Before the events the device reads a buffer of four times its L2 (reads leave no dirty lines for the
+    call to write back), then spins for as long as the host needs to enqueue the call: the time is the
+    device's own.
     """
 
     def __init__(self, device: str):
@@ -139,14 +138,15 @@ class _Device:
         return elapsed
 
 
-def copy_bandwidth(device: str) -> float:
-    """Bytes a second of a large copy, read and written bytes both counted: what a share of bandwidth is a share of."""
-    source = torch.zeros((1 << 30 if device == "cuda" else 1 << 28) // 4, device=device).normal_()
-    target = torch.empty_like(source).zero_()  # touched, so that no page fault is timed
+def copy_bandwidth(device: str, copies: int = 5) -> float:
+    """Bytes a second of a large copy, read and written both counted; the best of some, as it is a ceiling."""
+    source = torch.arange((1 << 30 if device == "cuda" else 1 << 28) // 4, dtype=torch.float32, device=device)
+    target = torch.empty_like(source)
+    target.copy_(source)  # touched, so that no page fault is timed
     times = Series()
     step = {"copy": lambda: target.copy_(source)}
     timed = _Device(device) if device == "cuda" else _Host()
     timed.warm_up(step, {"copy": times})
-    for _ in range(15):
+    for _ in range(copies):
         timed.measure(step["copy"], times)
-    return 2 * source.nbytes / statistics.median(times.times)
+    return 2 * source.nbytes / min(times.times)

@@ -1,8 +1,9 @@
-"""PEERS: what ours is compared with, per op; OURS: our own ways in. Both as factories that are only called when needed.
+"""PEERS: what ours is compared with, per op; OURS: our own ways in. Factories, called only when needed.
 
-A factory takes a Workload and gives a Candidate. It raises where its library is missing or cannot do the case, and the
-error's text stands in the report in place of a time. All are set up to do the same maths: no warm-up of the decay, every
-step counts, and batch-norm buffers are copied, as `AveragedModel` does unless told otherwise.
+A factory takes a Workload and gives a Candidate. It raises where its library is missing or cannot do the
+case, and the error's text stands in the report in place of a time. All are set up to do the same maths: no
+warm-up of the decay, every step counts, and buffers are copied, as `AveragedModel` does unless told
+otherwise.
 """
 
 import importlib.util
@@ -22,7 +23,9 @@ from bench.cases import DECAY, Workload, tensors_of
 @dataclass
 class Candidate:
     step: Callable[[], object]  # what is timed
-    outputs: Callable[[], list[Tensor | None]]  # after one step, in the reference's order; None: not its business
+    outputs: Callable[
+        [], list[Tensor | None]
+    ]  # after one step, in the reference's order; None: not its business
     note: str = ""  # how it is set up, and what it leaves out
 
 
@@ -42,7 +45,9 @@ def _ema_mtkernels(work: Workload) -> Candidate:
 def _ema_backend(name: str) -> Factory:
     def factory(work: Workload) -> Candidate:
         update = _backend(name, work).ema_update
-        return Candidate(lambda: update(work.teachers, work.students, DECAY, work.copied), lambda: work.teachers)
+        return Candidate(
+            lambda: update(work.teachers, work.students, DECAY, work.copied), lambda: work.teachers
+        )
 
     return factory
 
@@ -81,7 +86,9 @@ def _ema_averaged_model(work: Workload) -> Candidate:
     averaged = AveragedModel(work.teacher, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
     averaged.n_averaged += 1  # the first update only copies
     return Candidate(
-        lambda: averaged.update_parameters(work.student), lambda: tensors_of(averaged.module), "get_ema_multi_avg_fn"
+        lambda: averaged.update_parameters(work.student),
+        lambda: tensors_of(averaged.module),
+        "get_ema_multi_avg_fn",
     )
 
 
@@ -123,7 +130,7 @@ def _ema_torch_ema(work: Workload) -> Candidate:
 
 def _ema_timm(work: Workload) -> Candidate:
     ema = _timm_model_ema().ModelEmaV3(work.teacher, decay=DECAY, exclude_buffers=True)
-    return Candidate(lambda: ema.update(work.student), lambda: tensors_of(ema.module), "buffers copied")
+    return Candidate(lambda: ema.update(work.student), lambda: tensors_of(ema.module), "exclude_buffers=True")
 
 
 def _timm_model_ema():
@@ -246,6 +253,6 @@ OURS: dict[str, dict[str, Factory]] = {
 
 
 def candidates(op: str, device: str) -> dict[str, Factory]:
-    """Ours first. On the CPU the public function is the only way in; on a GPU the backends stand beside it by name."""
+    """Ours first: on the CPU the public function alone, on a GPU also the backends by name."""
     ours = OURS[op] if device != "cpu" else {"mtkernels": OURS[op]["mtkernels"]}
     return {**ours, **PEERS[op]}

@@ -16,7 +16,6 @@ namespace mtk {
 constexpr int kLanes = 16;              // rows of a tile
 constexpr int64_t kTileClasses = 48;    // contiguous rows shorter than this go in tiles
 constexpr int64_t kTileStrided = 4096;  // strided rows go in tiles up to this many classes: 0.5 MB, about an L2
-constexpr int64_t kTileBlock = 16;      // classes of a tile summed in the accumulator before an fp64 sum takes over
 constexpr int64_t kLogitsPerThread = 16 * 1024;  // fewer do not pay for one more thread
 
 // Classes of a row summed in the accumulator before an fp64 sum takes over; exp in fp64 is scalar, so its blocks are short.
@@ -45,11 +44,30 @@ struct RowSums {
   double inverse_zb() const { return masked() ? 0 : 1 / zb; }
 };
 
-// zb * (p - q) = ea * ratio - eb with ratio = zb / za: exactly 0 for equal sides, however the compiler contracts it.
+// zb * (p - q) = ea * (zb / za) - eb: exactly 0 for equal sides, however the compiler contracts it. The ratio is kept in two
+// parts: its rounding would be the same for a whole row and not average out over the classes.
 template <class Acc>
-MTK_INLINE Acc difference(Acc ea, Acc eb, Acc ratio) {
-  return ea * ratio - eb;
-}
+struct Ratio {
+  Acc high, low;
+
+  explicit Ratio(const RowSums& sums)
+      : high(static_cast<Acc>(sums.ratio())), low(static_cast<Acc>(sums.ratio() - static_cast<double>(high))) {}
+  MTK_INLINE Acc difference(Acc ea, Acc eb) const { return (ea * high - eb) + ea * low; }
+};
+
+// The same for a tile's lanes, laid out for the vector loop.
+template <class Acc>
+struct TileRatio {
+  Acc high[kLanes], low[kLanes];
+
+  explicit TileRatio(const RowSums* sums) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const Ratio<Acc> ratio(sums[lane]);
+      high[lane] = ratio.high, low[lane] = ratio.low;
+    }
+  }
+  MTK_INLINE Acc difference(Acc ea, Acc eb, int lane) const { return (ea * high[lane] - eb) + ea * low[lane]; }
+};
 
 template <class Acc>
 Acc finite_max(Acc max) {
@@ -65,6 +83,7 @@ MTK_CPU_CLONES static Acc row_max(const Acc* x, int64_t count) {
   return m;
 }
 
+// Terms of one sign: a block of them adds up in the accumulator. Sums whose terms cancel are fp64 throughout.
 template <bool kCross, class Acc>
 MTK_CPU_CLONES static RowSums block_exponentials(const Acc* a, const Acc* b, Acc* ea, Acc* eb, Acc ma, Acc mb,
                                                  int64_t count) {
@@ -89,7 +108,7 @@ RowSums exponentials(const Rows<Acc>& row) {
   RowSums sums{0, 0, 0};
   for (int64_t c = 0; c < row.classes; c += kBlock<Acc>) {
     const RowSums block = block_exponentials<kCross>(row.a + c, row.b + c, row.ea + c, row.eb + c, ma, mb,
-                                                          std::min(kBlock<Acc>, row.classes - c));
+                                                     std::min(kBlock<Acc>, row.classes - c));
     sums.za += block.za, sums.zb += block.zb, sums.cross += block.cross;
   }
   return sums;
@@ -111,25 +130,20 @@ MTK_CPU_CLONES static void tile_exponentials(const Rows<Acc>& tile, RowSums* sum
     }
   }
   for (int lane = 0; lane < kLanes; ++lane) ma[lane] = finite_max(ma[lane]), mb[lane] = finite_max(mb[lane]);
-  for (int lane = 0; lane < kLanes; ++lane) sums[lane] = {0, 0, 0};
-  for (int64_t begin = 0; begin < size; begin += kTileBlock * kLanes) {
-    Acc za[kLanes] = {}, zb[kLanes] = {}, cross[kLanes] = {};
-    for (int64_t i = begin; i < std::min(size, begin + kTileBlock * kLanes); i += kLanes) {
+  double za[kLanes] = {}, zb[kLanes] = {}, cross[kLanes] = {};
+  for (int64_t i = 0; i < size; i += kLanes) {
 #pragma omp simd
-      for (int lane = 0; lane < kLanes; ++lane) {
-        const Acc x = a[i + lane] - ma[lane], y = b[i + lane] - mb[lane];
-        const Acc ex = exp_nonpositive(x), ey = exp_nonpositive(y);
-        ea[i + lane] = ex;
-        eb[i + lane] = ey;
-        za[lane] += ex;
-        zb[lane] += ey;
-        if (kCross) cross[lane] += ey * where(ey != 0, y - x);
-      }
-    }
     for (int lane = 0; lane < kLanes; ++lane) {
-      sums[lane].za += za[lane], sums[lane].zb += zb[lane], sums[lane].cross += cross[lane];
+      const Acc x = a[i + lane] - ma[lane], y = b[i + lane] - mb[lane];
+      const Acc ex = exp_nonpositive(x), ey = exp_nonpositive(y);
+      ea[i + lane] = ex;
+      eb[i + lane] = ey;
+      za[lane] += ex;
+      zb[lane] += ey;
+      if (kCross) cross[lane] += ey * where(ey != 0, y - x);
     }
   }
+  for (int lane = 0; lane < kLanes; ++lane) sums[lane] = {za[lane], zb[lane], cross[lane]};
 }
 
 // Copies classes x lanes logits between an operand and class-major accumulators; lanes past the last row hold zeros.

@@ -13,21 +13,21 @@ double row_loss(const RowSums& sums) {
 }
 
 template <class Acc>
-MTK_CPU_CLONES void row_gradient(const Rows<Acc>& row, Acc ratio, Acc factor) {
+MTK_CPU_CLONES void row_gradient(const Rows<Acc>& row, Ratio<Acc> ratio, Acc factor) {
   const Acc *ea = row.ea, *eb = row.eb;
   Acc* gradient = row.gradient;
 #pragma omp simd
-  for (int64_t c = 0; c < row.classes; ++c) gradient[c] = factor * difference(ea[c], eb[c], ratio);
+  for (int64_t c = 0; c < row.classes; ++c) gradient[c] = factor * ratio.difference(ea[c], eb[c]);
 }
 
 template <class Acc>
-MTK_CPU_CLONES void tile_gradient(const Rows<Acc>& tile, const Acc* ratio, const Acc* factor) {
+MTK_CPU_CLONES void tile_gradient(const Rows<Acc>& tile, const TileRatio<Acc>& ratio, const Acc* factor) {
   const Acc *ea = tile.ea, *eb = tile.eb;
   Acc* gradient = tile.gradient;
   for (int64_t i = 0; i < tile.classes * kLanes; i += kLanes) {
 #pragma omp simd
     for (int lane = 0; lane < kLanes; ++lane) {
-      gradient[i + lane] = factor[lane] * difference(ea[i + lane], eb[i + lane], ratio[lane]);
+      gradient[i + lane] = factor[lane] * ratio.difference(ea[i + lane], eb[i + lane], lane);
     }
   }
 }
@@ -37,7 +37,7 @@ struct SoftmaxKl {
   static double row(const Rows<Acc>& row) {
     const RowSums sums = exponentials<true>(row);
     if (row.gradient) {
-      row_gradient(row, static_cast<Acc>(sums.ratio()), static_cast<Acc>(row.scale * sums.inverse_zb()));
+      row_gradient(row, Ratio<Acc>(sums), static_cast<Acc>(row.scale * sums.inverse_zb()));
     }
     return row_loss(sums);
   }
@@ -46,13 +46,12 @@ struct SoftmaxKl {
   static void tile(const Rows<Acc>& tile, double* losses) {
     RowSums sums[kLanes];
     tile_exponentials<true>(tile, sums);
-    Acc ratio[kLanes], factor[kLanes];
+    Acc factor[kLanes];
     for (int lane = 0; lane < kLanes; ++lane) {
       losses[lane] = row_loss(sums[lane]);
-      ratio[lane] = static_cast<Acc>(sums[lane].ratio());
       factor[lane] = static_cast<Acc>(tile.scale * sums[lane].inverse_zb());
     }
-    if (tile.gradient) tile_gradient(tile, ratio, factor);
+    if (tile.gradient) tile_gradient(tile, TileRatio<Acc>(sums), factor);
   }
 };
 

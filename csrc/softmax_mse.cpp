@@ -16,24 +16,21 @@ template <class Acc>
 struct Gradient {
   Acc factor, mean_along;
 
-  Gradient(const RowSums& sums, double along, double scale, int64_t classes)
-      : factor(static_cast<Acc>(2 * scale / static_cast<double>(classes) * sums.inverse_za() * sums.inverse_zb())),
-        mean_along(static_cast<Acc>(along * sums.inverse_za())) {}
+  Gradient(const RowSums& z, const Sums& sums, double scale, int64_t classes)
+      : factor(static_cast<Acc>(2 * scale / static_cast<double>(classes) * z.inverse_za() * z.inverse_zb())),
+        mean_along(static_cast<Acc>(sums.along * z.inverse_za())) {}
 };
 
-// The sums belong to the ratio as rounded to Acc, the same for the whole row: its error would not average out over the
-// classes, so it is taken back to first order.
-double row_loss(const RowSums& sums, double squares, double along, double rounded_ratio, int64_t classes) {
-  const double corrected = squares - 2 * (rounded_ratio - sums.ratio()) * along;
-  return corrected * sums.inverse_zb() * sums.inverse_zb() / static_cast<double>(classes);
+double row_loss(const RowSums& z, const Sums& sums, int64_t classes) {
+  return sums.squares * z.inverse_zb() * z.inverse_zb() / static_cast<double>(classes);
 }
 
 template <class Acc>
-MTK_CPU_CLONES Sums block_sums(const Acc* ea, const Acc* eb, Acc ratio, int64_t count) {
-  Acc squares = 0, along = 0;
+MTK_CPU_CLONES Sums row_sums(const Acc* ea, const Acc* eb, Ratio<Acc> ratio, int64_t classes) {
+  double squares = 0, along = 0;
 #pragma omp simd reduction(+ : squares, along)
-  for (int64_t c = 0; c < count; ++c) {
-    const Acc d = difference(ea[c], eb[c], ratio);
+  for (int64_t c = 0; c < classes; ++c) {
+    const Acc d = ratio.difference(ea[c], eb[c]);
     squares += d * d;
     along += ea[c] * d;
   }
@@ -41,41 +38,38 @@ MTK_CPU_CLONES Sums block_sums(const Acc* ea, const Acc* eb, Acc ratio, int64_t 
 }
 
 template <class Acc>
-MTK_CPU_CLONES void row_gradient(const Rows<Acc>& row, Acc ratio, Gradient<Acc> g) {
+MTK_CPU_CLONES void row_gradient(const Rows<Acc>& row, Ratio<Acc> ratio, Gradient<Acc> g) {
   const Acc *ea = row.ea, *eb = row.eb;
   Acc* gradient = row.gradient;
 #pragma omp simd
   for (int64_t c = 0; c < row.classes; ++c) {
-    gradient[c] = g.factor * ea[c] * (difference(ea[c], eb[c], ratio) - g.mean_along);
+    gradient[c] = g.factor * ea[c] * (ratio.difference(ea[c], eb[c]) - g.mean_along);
   }
 }
 
 template <class Acc>
-MTK_CPU_CLONES void tile_sums(const Rows<Acc>& tile, const Acc* ratio, double* squares_sum, double* along_sum) {
+MTK_CPU_CLONES void tile_sums(const Rows<Acc>& tile, const TileRatio<Acc>& ratio, Sums* sums) {
   const Acc *ea = tile.ea, *eb = tile.eb;
-  const int64_t size = tile.classes * kLanes;
-  for (int64_t begin = 0; begin < size; begin += kTileBlock * kLanes) {
-    Acc squares[kLanes] = {}, along[kLanes] = {};
-    for (int64_t i = begin; i < std::min(size, begin + kTileBlock * kLanes); i += kLanes) {
+  double squares[kLanes] = {}, along[kLanes] = {};
+  for (int64_t i = 0; i < tile.classes * kLanes; i += kLanes) {
 #pragma omp simd
-      for (int lane = 0; lane < kLanes; ++lane) {
-        const Acc d = difference(ea[i + lane], eb[i + lane], ratio[lane]);
-        squares[lane] += d * d;
-        along[lane] += ea[i + lane] * d;
-      }
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const Acc d = ratio.difference(ea[i + lane], eb[i + lane], lane);
+      squares[lane] += d * d;
+      along[lane] += ea[i + lane] * d;
     }
-    for (int lane = 0; lane < kLanes; ++lane) squares_sum[lane] += squares[lane], along_sum[lane] += along[lane];
   }
+  for (int lane = 0; lane < kLanes; ++lane) sums[lane] = {squares[lane], along[lane]};
 }
 
 template <class Acc>
-MTK_CPU_CLONES void tile_gradient(const Rows<Acc>& tile, const Acc* ratio, const Acc* factor, const Acc* mean_along) {
+MTK_CPU_CLONES void tile_gradient(const Rows<Acc>& tile, const TileRatio<Acc>& ratio, const Acc* factor, const Acc* mean_along) {
   const Acc *ea = tile.ea, *eb = tile.eb;
   Acc* gradient = tile.gradient;
   for (int64_t i = 0; i < tile.classes * kLanes; i += kLanes) {
 #pragma omp simd
     for (int lane = 0; lane < kLanes; ++lane) {
-      const Acc d = difference(ea[i + lane], eb[i + lane], ratio[lane]);
+      const Acc d = ratio.difference(ea[i + lane], eb[i + lane], lane);
       gradient[i + lane] = factor[lane] * ea[i + lane] * (d - mean_along[lane]);
     }
   }
@@ -84,28 +78,24 @@ MTK_CPU_CLONES void tile_gradient(const Rows<Acc>& tile, const Acc* ratio, const
 struct SoftmaxMse {
   template <class Acc>
   static double row(const Rows<Acc>& row) {
-    const RowSums sums = exponentials<false>(row);
-    const Acc ratio = static_cast<Acc>(sums.ratio());
-    double squares = 0, along = 0;
-    for (int64_t c = 0; c < row.classes; c += kBlock<Acc>) {
-      const Sums block = block_sums(row.ea + c, row.eb + c, ratio, std::min(kBlock<Acc>, row.classes - c));
-      squares += block.squares, along += block.along;
-    }
-    if (row.gradient) row_gradient(row, ratio, Gradient<Acc>(sums, along, row.scale, row.classes));
-    return row_loss(sums, squares, along, ratio, row.classes);
+    const RowSums z = exponentials<false>(row);
+    const Ratio<Acc> ratio(z);
+    const Sums sums = row_sums(row.ea, row.eb, ratio, row.classes);
+    if (row.gradient) row_gradient(row, ratio, Gradient<Acc>(z, sums, row.scale, row.classes));
+    return row_loss(z, sums, row.classes);
   }
 
   template <class Acc>
   static void tile(const Rows<Acc>& tile, double* losses) {
-    RowSums sums[kLanes];
-    tile_exponentials<false>(tile, sums);
-    Acc ratio[kLanes], factor[kLanes], mean_along[kLanes];
-    for (int lane = 0; lane < kLanes; ++lane) ratio[lane] = static_cast<Acc>(sums[lane].ratio());
-    double squares[kLanes] = {}, along[kLanes] = {};
-    tile_sums(tile, ratio, squares, along);
+    RowSums z[kLanes];
+    Sums sums[kLanes];
+    tile_exponentials<false>(tile, z);
+    const TileRatio<Acc> ratio(z);
+    tile_sums(tile, ratio, sums);
+    Acc factor[kLanes], mean_along[kLanes];
     for (int lane = 0; lane < kLanes; ++lane) {
-      losses[lane] = row_loss(sums[lane], squares[lane], along[lane], ratio[lane], tile.classes);
-      const Gradient<Acc> g(sums[lane], along[lane], tile.scale, tile.classes);
+      losses[lane] = row_loss(z[lane], sums[lane], tile.classes);
+      const Gradient<Acc> g(z[lane], sums[lane], tile.scale, tile.classes);
       factor[lane] = g.factor, mean_along[lane] = g.mean_along;
     }
     if (tile.gradient) tile_gradient(tile, ratio, factor, mean_along);

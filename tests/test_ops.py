@@ -55,13 +55,7 @@ def test_op_equals_reference(op, shapes, dtype, backend, device):
     for options in op.options[:2] if large else op.options:
         if op.name != "ema_update" and _no_classes(shapes, options):
             continue
-        check(
-            op,
-            _backend(backend),
-            lambda seed: op.make(shapes, dtype, device, seed),
-            seeds=2 if large else 16,
-            **options,
-        )
+        check(op, _backend(backend), lambda seed: op.make(shapes, dtype, device, seed), **options)
 
 
 @targets
@@ -73,7 +67,7 @@ def test_mixed_dtypes(op, dtype, student_dtype, backend, device):
         first, second = op.make(((5, 100), (5, 7))[: 1 if op.name != "ema_update" else 2], dtype, device, seed)
         return first, [tensor.to(student_dtype) for tensor in second]
 
-    check(op, _backend(backend), make, seeds=8, **op.options[0])
+    check(op, _backend(backend), make, **op.options[0])
 
 
 LAYOUTS = {

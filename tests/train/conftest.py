@@ -1,12 +1,14 @@
 """A run small enough to train in a second, and the command line as users start it."""
 
+import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
 from mtkernels.train.config import Config
 
@@ -22,6 +24,19 @@ def pytest_report_header() -> list[str]:
     )
 
 
+# Such small models gain nothing from a second thread, and on a busy machine threads that wait cost a lot.
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Trains on one thread, and leaves torch's number as it was."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def small() -> Config:
     """Mean Teacher on the digits for six steps, evaluated twice."""
@@ -34,6 +49,8 @@ def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def start(*arguments: object) -> subprocess.CompletedProcess[str]:
         line = [sys.executable, "-m", "mtkernels.train.cli", *map(str, arguments)]
-        return subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        return subprocess.run(
+            line, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=120
+        )
 
     return start

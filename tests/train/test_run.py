@@ -18,6 +18,8 @@ from mtkernels.train.folder import load_model
 from mtkernels.train.meter import error_percent
 from mtkernels.train.run import run
 
+from .conftest import ENVIRONMENT
+
 FILES = ["config.json", "curves.png", "environment.json", "metrics.csv", "metrics.jsonl"]
 FILES += ["student.safetensors", "summary.json", "teacher.safetensors"]
 
@@ -130,7 +132,8 @@ def test_ctrl_c_leaves_a_usable_run(tmp_path):
         "2",
     ]
     line += ["--width", "4", "--name", "cut"]
-    process = subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(line, cwd=tmp_path, env=ENVIRONMENT, **pipes)
     for text in process.stdout:
         if text.split()[0].isdigit():
             break

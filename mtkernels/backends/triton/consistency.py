@@ -167,7 +167,7 @@ def _tile_in_blocks(
 
 
 @triton.jit
-def _add_up(losses, scale, loss, partials, ticket, PARTIALS: tl.constexpr):
+def _add_up(losses, divisor, loss, partials, ticket, PARTIALS: tl.constexpr):
     """The program that comes last adds all up in their order, and leaves the ticket at 0 for the next launch."""
     programs = tl.num_programs(0)
     tl.store(partials + tl.program_id(0), tl.sum(losses))
@@ -178,7 +178,7 @@ def _add_up(losses, scale, loss, partials, ticket, PARTIALS: tl.constexpr):
             at = start + tl.arange(0, PARTIALS)
             # From the L2, where the other programs' stores are.
             total += tl.load(partials + at, mask=at < programs, other=0.0, cache_modifier=".cg")
-        tl.store(loss, tl.sum(total) * tl.sum(scale))
+        tl.store(loss, _divide(tl.sum(total), divisor).to(loss.dtype.element_ty))
         tl.store(ticket, 0)
 
 
@@ -223,7 +223,7 @@ def _consistency_kernel(
     if REDUCTION == "mean":
         scale = _divide(one, one * rows)
     GRADIENT: tl.constexpr = dstudent is not None
-    losses = tl.zeros([ROWS, 1], one.dtype)
+    losses = tl.zeros([ROWS, 1], one.dtype if REDUCTION == "none" else partials.dtype.element_ty)
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         outer = (tile // inner_tiles).to(tl.int64)
         row = (tile % inner_tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
@@ -240,9 +240,10 @@ def _consistency_kernel(
         if REDUCTION == "none":
             tl.store(loss + outer * inner + row, tile_losses, mask=row < inner)
         else:
-            losses += tile_losses
+            losses += tile_losses.to(losses.dtype)
     if REDUCTION != "none":
-        _add_up(losses, scale, loss, partials, ticket, PARTIALS)
+        divisor = tl.full([], 1, losses.dtype) * (rows if REDUCTION == "mean" else 1)
+        _add_up(losses, divisor, loss, partials, ticket, PARTIALS)
 
 
 def consistency(op: str, student: Tensor, teacher: Tensor, dim: int, reduction: str, with_gradient: bool):
@@ -261,7 +262,8 @@ def consistency(op: str, student: Tensor, teacher: Tensor, dim: int, reduction: 
             return loss, dstudent
     else:
         loss = student.new_empty((), dtype=wide)
-        partials, ticket = student.new_empty(at.programs, dtype=wide), _ticket_of(student.device)
+        sums = torch.float64 if _has_fp64(student.device) else wide
+        partials, ticket = student.new_empty(at.programs, dtype=sums), _ticket_of(student.device)
     with on_device(student.device):
         _consistency_kernel[(at.programs,)](
             student, teacher, dstudent, loss, partials, ticket,
@@ -271,6 +273,11 @@ def consistency(op: str, student: Tensor, teacher: Tensor, dim: int, reduction: 
             PARTIALS=_PARTIALS, num_warps=at.num_warps, enable_fp_fusion=FP_FUSION,
         )  # fmt: skip
     return loss, dstudent
+
+
+@functools.cache
+def _has_fp64(device: torch.device) -> bool:
+    return device.type != "xpu" or torch.xpu.get_device_properties(device).has_fp64
 
 
 def _ticket_of(device: torch.device) -> Tensor:

@@ -18,25 +18,14 @@ from mtkernels.backends.triton.launch import FP_FUSION, is_capturing, on_device
 _TARGET_ROWS = 4096  # two waves of 16 programs on each of 132 multiprocessors
 _BLOCK = 1024  # elements of a step; a row's chunk is a multiple of 2048
 _F64 = (1, 4, 5, 6, 7, 9, 13)  # the averages of pairs with fp64 in them; a conversion needs no accumulator
+# dtype.h's f32, f64, f16, bf16; then a byte and a word of 4.
+_TYPES = tl.constexpr((tl.float32, tl.float64, tl.float16, tl.bfloat16, tl.int8, tl.int32))
 
 
 @triton.jit
 def _pointer(address, TAG: tl.constexpr, ALIGNED: tl.constexpr):
-    """TAG: dtype.h's f32, f64, f16, bf16; then a byte and a word of 4."""
-    if ALIGNED:
-        address = address // 16 * 16  # tl.multiple_of says nothing once the helper is inlined
-    if TAG == 0:
-        return address.to(tl.pointer_type(tl.float32))
-    elif TAG == 1:
-        return address.to(tl.pointer_type(tl.float64))
-    elif TAG == 2:
-        return address.to(tl.pointer_type(tl.float16))
-    elif TAG == 3:
-        return address.to(tl.pointer_type(tl.bfloat16))
-    elif TAG == 4:
-        return address.to(tl.pointer_type(tl.int8))
-    else:
-        return address.to(tl.pointer_type(tl.int32))
+    pointer = address.to(tl.pointer_type(_TYPES[TAG]))
+    return tl.multiple_of(pointer, 16) if ALIGNED else pointer
 
 
 @triton.jit
@@ -51,6 +40,8 @@ def _step(dst, src, mask, weight, from_teacher, AVERAGE: tl.constexpr):
         near = tl.where(from_teacher, teacher, student)
         far = tl.where(from_teacher, student, teacher)
         student = near + tl.cast(weight, wide) * (far - near)
+    if student.dtype == tl.float64 and dtype != tl.float64:
+        student = student.to(tl.float32)  # as torch narrows
     tl.store(dst, student.to(dtype), mask=mask)
 
 
@@ -132,6 +123,11 @@ def _weight(decay: float, doubles: bool) -> tuple[float | int, int]:
 @functools.lru_cache(maxsize=64)
 def _table(rows: bytes, device: torch.device) -> tuple[Tensor, tuple[int, ...], bool]:
     """The plan's rows on the device, uploaded when it is new and at no other time; its variants; whether it has fp64."""
+    if is_capturing(device):
+        raise RuntimeError(
+            "ema_update: teacher must have been updated by Triton once before the capture of a graph (its table is "
+            "uploaded then), got tensors or addresses that are new"
+        )
     table = np.frombuffer(rows, dtype=np.int64).reshape(-1, 4)
     dst, src, _, code = table.T
     variants = tuple(np.unique(2 * code + ((dst | src) % 16 == 0)).tolist())

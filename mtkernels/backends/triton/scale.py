@@ -9,17 +9,23 @@ from mtkernels.backends.triton.launch import FP_FUSION, on_device
 _BLOCK = 2048
 
 
-@triton.jit(do_not_specialize_on_alignment=["factor"])
+@triton.jit
+def _step(data, by, mask):
+    values = tl.load(data, mask=mask)
+    wide: tl.constexpr = tl.float64 if values.dtype == tl.float64 else tl.float32
+    tl.store(data, (values.to(wide) * by.to(wide)).to(values.dtype), mask=mask)
+
+
+@triton.jit
 def _scale_kernel(data, factor, count, BLOCK: tl.constexpr):
     by = tl.load(factor)
     if by != 1:
-        at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        values = tl.load(data + at, mask=at < count)
-        if data.dtype.element_ty == tl.float64:
-            values = values * by.to(tl.float64)
+        start = tl.program_id(0).to(tl.int64) * BLOCK
+        at = tl.arange(0, BLOCK)
+        if start + BLOCK <= count:
+            _step(data + start + at, by, None)  # without a mask: 16 bytes wide
         else:
-            values = values.to(tl.float32) * by.to(tl.float32)
-        tl.store(data + at, values.to(data.dtype.element_ty), mask=at < count)
+            _step(data + start + at, by, start + at < count)
 
 
 def scale_(data: Tensor, factor: Tensor) -> None:

@@ -1,0 +1,317 @@
+"""The Triton backend without a GPU: its kernels in Triton's interpreter on CPU tensors, and compiled for three GPUs.
+
+Run as a program this file does the compiling, in a process without TRITON_INTERPRET (read when a kernel is decorated).
+"""
+
+import importlib
+import itertools
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from mtkernels.backends import reference
+from mtkernels.testing import FLOATS, OPS, check
+
+pytest.importorskip("triton", reason="Triton is not installed")
+interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+pytestmark = [
+    pytest.mark.skipif(not interpreted, reason="TRITON_INTERPRET is not 1: test_ops.py runs the kernels on the GPU"),
+    pytest.mark.filterwarnings("ignore::RuntimeWarning:triton"),  # numpy's, of inf - inf in elements that are discarded
+]
+if interpreted:
+    from mtkernels.backends import triton
+
+F32, F64, F16, BF16 = FLOATS
+LOSSES = [op for name, op in OPS.items() if name != "ema_update"]
+dtypes = pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: str(dtype).removeprefix("torch."))
+losses = pytest.mark.parametrize("op", LOSSES, ids=lambda op: op.name)
+
+
+def _module(name):
+    return importlib.import_module(f"mtkernels.backends.triton.{name}")
+
+
+def _rows():  # op and shapes of each case
+    for op in OPS.values():
+        for case, shapes in op.cases.items():
+            yield pytest.param(op, shapes, id=f"{op.name}-{case.replace(' ', '_')}")
+
+
+@dtypes
+@pytest.mark.parametrize(("op", "shapes"), list(_rows()))
+def test_op_equals_reference(op, shapes, dtype):
+    large = max(torch.Size(shape).numel() for shape in shapes) > 50_000
+    if large and dtype is not F32:
+        pytest.skip("the interpreter is slow: fp32 only")
+    all_options = dtype is F32 and shapes in (op.cases.get("network"), op.cases.get("dense map"))
+    for options in op.options if all_options else op.options[:1]:
+        if op in LOSSES and (shapes[0] or (1,))[options.get("dim", -1)] == 0:
+            continue  # no classes: refused
+        check(op, triton, lambda seed: op.make(shapes, dtype, seed=seed), **options)
+
+
+@pytest.fixture(autouse=True)
+def bfloat16_to_nearest(monkeypatch):
+    """As a GPU rounds, where the interpreter truncates."""
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    cast = InterpreterBuilder.cast_impl
+
+    def rounding_cast(self, src, dst_type):
+        if src.dtype.scalar != tl.float32 or dst_type.scalar != tl.bfloat16:
+            return cast(self, src, dst_type)
+        bits = torch.from_numpy(np.array(src.data)).bfloat16().view(torch.int16).numpy().view(np.uint16)
+        return TensorHandle(bits, tl.bfloat16)
+
+    monkeypatch.setattr(InterpreterBuilder, "cast_impl", rounding_cast)
+
+
+# ---- ema_update
+
+
+@pytest.mark.parametrize("decay", [0.99, 0.25])
+@pytest.mark.parametrize("offset", [0, 1], ids=["aligned", "offset_by_one"])
+def test_every_code_of_the_plan(offset, decay):
+    """Averages and conversions of each pair of dtypes, copies of words and of bytes: one launch."""
+    op = OPS["ema_update"]
+
+    def make(seed):
+        def tensors(side):
+            pairs = [pair[side] for pair in itertools.product(FLOATS, FLOATS)]
+            values = op.make(((1030 + offset,),) * 16, F64, seed=seed)[side]
+            floats = [value.to(dtype)[offset:] for value, dtype in zip(values, pairs, strict=True)]
+            integers = [torch.arange(n, dtype=dtype) * (side + 1) for n, dtype in ((37, torch.uint8), (40, torch.int64))]
+            return floats + integers + [value.clone() for value in floats]
+
+        return tensors(0), tensors(1)
+
+    outputs = op.call(triton, make(0), decay=decay, copied=16)
+    expected = op.call(reference, make(0), decay=decay, copied=16)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(outputs[16:], expected[16:], strict=True))
+
+    def floats(seed):
+        teacher, student = make(seed)
+        return teacher[:16], student[:16]
+
+    check(op, triton, floats, decay=decay)
+
+
+@pytest.mark.parametrize("decay_dtype", [F32, F64])
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_decay_in_memory_is_the_decay(dtype, decay_dtype):
+    op = OPS["ema_update"]
+    for value in (0.99, 0.3, 0.0, 1.0):
+        decay = torch.tensor(value, dtype=decay_dtype)  # on the weights' device: read by the kernel
+        inputs = op.make(((1500,),), dtype)
+        ours, number = op.call(triton, inputs, decay=decay), op.call(triton, inputs, decay=decay.item())
+        assert torch.equal(ours[0], number[0])
+
+
+def test_the_table_is_uploaded_once():
+    ema = _module("ema_update")
+    teacher, student = [torch.zeros(50), torch.zeros(3)], [torch.ones(50), torch.ones(3)]
+    for _ in range(3):
+        misses = ema._table.cache_info().misses
+        triton.ema_update(teacher, student, 0.9)
+    assert ema._table.cache_info().misses == misses
+    triton.ema_update([], [], 0.9)
+
+
+# ---- the losses
+
+LAYOUTS = {
+    "contiguous": lambda t: t,
+    "transposed": lambda t: t.transpose(1, 2).contiguous().transpose(1, 2),
+    "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),
+    "offset": lambda t: torch.cat([t.new_zeros(1), t.flatten()])[1:].view_as(t),
+    "gaps": lambda t: torch.stack([t, t], -1)[..., 0],
+    "expanded": lambda t: t[:1].expand_as(t),
+}
+
+
+@pytest.mark.parametrize("student_layout", LAYOUTS)
+@losses
+def test_layouts_of_logits(op, student_layout):
+    for teacher_layout, dim in ((student_layout, 1), ("contiguous", 1), ("transposed", -1), ("expanded", 1)):
+        # Large, so that few draws are enough.
+        def make(seed, teacher_layout=teacher_layout):
+            (student,), (teacher,) = op.make(((3, 21, 30, 20),), F32, seed=seed)
+            return [LAYOUTS[student_layout](student)], [LAYOUTS[teacher_layout](teacher)]
+
+        check(op, triton, make, dim=dim, reduction="none")
+    student, teacher = (tensors[0] for tensors in make(0))
+    gradient = getattr(triton, op.name)(student, teacher, 1, "mean", True)[1]
+    assert gradient.stride() == torch.empty_like(student).stride()
+
+
+@losses
+def test_row_dims_that_lie_apart(op):
+    def make(dims):
+        return lambda seed: tuple(
+            [tensor[(slice(None, None, 2),) * dims]] for (tensor,) in op.make(((4,) * dims + (5,),), F32, seed=seed)
+        )
+
+    check(op, triton, make(4), reduction="none")
+    with pytest.raises(NotImplementedError, match=f"{op.name}: student must have rows along at most 4 dims that lie"):
+        op.call(triton, make(5)(0))
+
+
+@pytest.mark.parametrize(("student", "teacher"), [(F16, F32), (BF16, F16), (F32, F64), (F64, BF16)])
+@losses
+def test_mixed_dtypes(op, student, teacher):
+    def make(seed):
+        (a,), (b,) = op.make(((5, 100),), F64, seed=seed)
+        return [a.to(student)], [b.to(teacher)]
+
+    check(op, triton, make)
+
+
+# Rows of several tiles and of one, in one block and in several, also strided.
+SHAPES = pytest.mark.parametrize(
+    ("shape", "dim"), [((6, 50), -1), ((6, 3000), -1), ((6, 16500), -1), ((1100, 6), 0)], ids=str
+)
+
+
+@SHAPES
+@losses
+def test_large_and_masked_logits(op, shape, dim):
+    def make(seed):
+        (student,), (teacher,) = op.make((shape,), F32, seed=seed)
+        a, b = student.movedim(dim, -1), teacher.movedim(dim, -1)
+        a[0], b[0] = a[0] * 1e4, b[0] * -1e4
+        a[1, :20] = b[1, :20] = -torch.inf
+        b[2, 3:] = -torch.inf
+        a[3], b[3, 7:] = -torch.inf, -torch.inf
+        b[4] = -torch.inf
+        return [student], [teacher]
+
+    for reduction in ("none", "sum"):
+        check(op, triton, make, dim=dim, reduction=reduction)
+    row_losses, gradient = op.call(triton, make(0), dim=dim, reduction="none")
+    assert not row_losses[3:5].any() and not gradient.movedim(dim, -1)[3:5].any()
+
+
+@SHAPES
+@losses
+def test_infinite_and_nan_logits_stay_in_their_row(op, shape, dim):
+    (student,), (teacher,) = op.make((shape,), F32)
+    a = student.movedim(dim, -1)
+    a[0, 5], a[1, 7] = -torch.inf, torch.nan
+    row_losses, gradient = op.call(triton, ([student], [teacher]), dim=dim, reduction="none")
+    gradient = gradient.movedim(dim, -1)
+    assert row_losses[0].isinf() if op.name == "softmax_kl" else row_losses[0].isfinite()
+    assert row_losses[1].isnan() and gradient[1].isnan().all()
+    assert row_losses[2:].isfinite().all() and gradient[0].isfinite().all() and gradient[2:].isfinite().all()
+
+
+@SHAPES
+@dtypes
+@losses
+def test_equal_sides_give_exactly_zero(op, dtype, shape, dim):
+    (student,), _ = op.make((shape,), dtype)
+    loss, gradient = op.call(triton, ([student], [student.clone()]), dim=dim)
+    assert loss == 0 and not gradient.any()
+
+
+@losses
+def test_the_same_bits_again_and_the_ticket_back_at_zero(op, monkeypatch):
+    """Also with several tiles to a program, which the size of no quick test asks for."""
+    consistency, layout = _module("consistency"), _module("layout")
+    inputs = op.make(((300, 200),), F32)
+    expected = op.call(reference, inputs)
+    for programs in (4096, 7):
+        monkeypatch.setattr(layout, "_PROGRAMS", programs)
+        outputs = [op.call(triton, inputs) for _ in range(3)]
+        for later in outputs:
+            torch.testing.assert_close(later, expected)
+            assert all(torch.equal(ours, first) for ours, first in zip(later, outputs[0], strict=True))
+        assert consistency._ticket_of(torch.device("cpu")).item() == 0
+
+
+def test_the_gradient_is_left_out_unless_asked_for():
+    (student,), (teacher,) = OPS["softmax_kl"].make(((3, 20),), F32)
+    loss, gradient = triton.softmax_kl(student, teacher)
+    assert gradient is None and torch.equal(loss, triton.softmax_kl(student, teacher, with_gradient=True)[0])
+
+
+# ---- scale_
+
+
+@dtypes
+def test_scale(dtype):
+    factor_dtype = F64 if dtype is F64 else F32
+    for size, value in itertools.product((0, 1, 7, 5000), (1.0, 0.3)):
+        data = torch.randn(size + 1).to(dtype)[1:]
+        scaled, factor = data.clone(), torch.tensor(value, dtype=factor_dtype)
+        triton.scale_(scaled, factor)
+        torch.testing.assert_close(scaled, (data.double() * factor.double()).to(dtype))
+
+
+# ---- without the interpreter
+
+
+def _python(*arguments, **environment):
+    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.run([sys.executable, *arguments], env=kept | environment, capture_output=True, text=True, timeout=600)
+
+
+def test_triton_is_imported_by_its_backend_alone():
+    code = "import sys, mtkernels; assert 'triton' not in sys.modules; sys.modules['triton'] = None\n"
+    found = _python("-c", code + "import mtkernels.backends.triton")
+    assert "ImportError: mtkernels.backends.triton must have Triton" in found.stderr, found.stderr
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])
+def test_every_kernel_compiles(target, tmp_path):
+    found = _python(__file__, target, TRITON_CACHE_DIR=str(tmp_path))
+    assert found.returncode == 0, found.stderr
+    compiled = found.stdout.splitlines()
+    assert len(compiled) > 20 and all(int(line.split()[1]) > 1000 for line in compiled), found.stdout
+
+
+def _compile_for(target: str) -> None:
+    """Prints each compiled kernel's name and the size of its code. The launches are the backend's own, stopped short."""
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+
+    from mtkernels.backends import triton
+
+    class Driver:
+        get_current_device = staticmethod(lambda: 0)
+        get_current_stream = staticmethod(lambda device: 0)
+        get_current_target = staticmethod(
+            lambda: GPUTarget("hip", target, 64) if target.startswith("gfx") else GPUTarget("cuda", int(target[3:]), 32)
+        )
+
+    def compile_only(kernel):
+        run = kernel.run
+
+        def warmup(*args, grid, warmup, **options):
+            compiled = run(*args, grid=grid, warmup=True, **options)
+            print(kernel.__name__, len(compiled.asm["amdgcn" if target.startswith("gfx") else "ptx"]))
+
+        kernel.run = warmup
+
+    driver.set_active(Driver())
+    for name in ("ema_update", "consistency", "scale"):
+        compile_only(getattr(_module(name), f"_{name}_kernel"))
+    for dtype in (F32, BF16):
+        for op, shape in itertools.product(LOSSES, ((64, 10), (64, 1000), (2, 20000), (2, 19, 8, 8), (2, 1200, 8, 8))):
+            op.call(triton, op.make((shape,), dtype), dim=1)
+        triton.scale_(torch.ones(5000, dtype=dtype), torch.ones(()))
+    for op, reduction in itertools.product(LOSSES, ("sum", "none")):
+        op.call(triton, op.make(((64, 100),), F64), reduction=reduction, with_gradient=reduction == "none")
+    for pairs in ([(F32, F32)], [(BF16, BF16)], list(itertools.product(FLOATS, FLOATS))):
+        for decay in (0.99, torch.tensor(0.99)):
+            sides = zip(*pairs, strict=True)
+            teacher, student = ([torch.ones(4096, dtype=dtype) for dtype in 2 * dtypes] for dtypes in sides)
+            OPS["ema_update"].call(triton, (teacher, student), decay=decay, copied=len(pairs))
+
+
+if __name__ == "__main__":
+    _compile_for(sys.argv[1])
