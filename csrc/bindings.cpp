@@ -1,5 +1,6 @@
-// The pybind11 module `_C`: per op one function that checks its arguments, fills the op's struct, releases the GIL and
-// calls the kernel of the tensors' device. Every check of the project is here, so that all backends refuse alike.
+// The pybind11 module `_C`: per op one function that checks its arguments, fills the op's struct, releases
+// the GIL and calls the kernel of the tensors' device. Every check of the project is here, so that all
+// backends refuse alike.
 #include <pybind11/pybind11.h>
 
 #include <optional>
@@ -19,12 +20,14 @@ namespace {
 
 // Calls the kernel for the device; cuda is null in a build without CUDA.
 template <class Args>
-void launch(const Argument& argument, const TensorView& tensor, Args& args, Kernel<Args> cpu, Kernel<Args> cuda) {
+void launch(const Argument& argument, const TensorView& tensor, Args& args, Kernel<Args> cpu,
+            Kernel<Args> cuda) {
   args.device = tensor.device.device_id;
   args.stream = current_stream(tensor.device);
   const bool on_cuda = tensor.device.device_type == kDLCUDA;
   if (!tensor.on_cpu() && !(on_cuda && cuda)) {
-    refuse(Refusal::not_implemented, argument, cuda ? "be on the CPU or a CUDA device" : "be on the CPU (a build without CUDA kernels)",
+    refuse(Refusal::not_implemented, argument,
+           cuda ? "be on the CPU or a CUDA device" : "be on the CPU (a build without CUDA kernels)",
            tensor.attribute("device"));
   }
   py::gil_scoped_release no_gil;
@@ -51,7 +54,8 @@ void read_decay(const py::object& decay, const TensorView& weights, EmaUpdate& a
     refuse(Refusal::type, argument, "be a number or a torch.Tensor", Py_TYPE(decay.ptr())->tp_name);
   }
   const TensorView view = TensorView::of(decay.ptr(), argument);
-  if (view.numel() != 1) refuse(Refusal::value, argument, "be a number or hold one", "shape " + view.shape_text());
+  if (view.numel() != 1)
+    refuse(Refusal::value, argument, "be a number or hold one", "shape " + view.shape_text());
   if (!view.is_float() || view.dtype.bits < 32) {
     refuse(Refusal::type, argument, "be float32 or float64", view.attribute("dtype"));
   }
@@ -62,25 +66,28 @@ void read_decay(const py::object& decay, const TensorView& weights, EmaUpdate& a
     return check_decay(args.decay);
   }
   if (!view.same_device(weights)) {
-    refuse(Refusal::value, argument, "be on the CPU or on the device of teacher (" + weights.attribute("device") + ")",
+    refuse(Refusal::value, argument,
+           "be on the CPU or on the device of teacher (" + weights.attribute("device") + ")",
            view.attribute("device"));
   }
   args.decay_data = view.address();
 }
 
-void ema_update(const py::sequence& teacher, const py::sequence& student, const py::object& decay, Py_ssize_t copied,
-                const py::object& names) {
+void ema_update(const py::sequence& teacher, const py::sequence& student, const py::object& decay,
+                Py_ssize_t copied, const py::object& names) {
   const Pairs pairs = read_pairs("ema_update", teacher, student, copied, names);
   if (!pairs.first) return;
   EmaUpdate args{};
   args.plan = &pairs.plan;
   read_decay(decay, *pairs.first, args);
-  launch({"ema_update", "teacher", 0, names.is_none() ? nullptr : names.ptr()}, *pairs.first, args, ema_update_cpu, ema_update_cuda);
+  launch({"ema_update", "teacher", 0, names.is_none() ? nullptr : names.ptr()}, *pairs.first, args,
+         ema_update_cpu, ema_update_cuda);
 }
 
-// The checked, chunked table as bytes, rows of four int64, and the number of rows' codes: what Triton's kernel walks.
-py::bytes ema_rows(const py::sequence& teacher, const py::sequence& student, const py::object& decay, Py_ssize_t copied,
-                   const py::object& names, int64_t target_rows) {
+// The checked, chunked table as bytes, rows of four int64, and the number of rows' codes: what Triton's
+// kernel walks.
+py::bytes ema_rows(const py::sequence& teacher, const py::sequence& student, const py::object& decay,
+                   Py_ssize_t copied, const py::object& names, int64_t target_rows) {
   const Pairs pairs = read_pairs("ema_update", teacher, student, copied, names);
   if (!pairs.first) return py::bytes();
   EmaUpdate args{};
@@ -103,27 +110,31 @@ py::object empty_loss(const TensorView& student, int64_t dim, bool doubles, Redu
   return like.attr("new_empty")(shape, py::arg("dtype") = torch_function(doubles ? "float64" : "float32"));
 }
 
-// Uninitialised, laid out like the student. fp32 for fp16 logits: fp16 would lose what a loss scale brings back later.
+// Uninitialised, laid out like the student. fp32 for fp16 logits: fp16 would lose what a loss scale brings
+// back later.
 py::object empty_gradient(const TensorView& student) {
   py::handle like = student.object;
   if (student.float_dtype() != Dtype::f16) return torch_function("empty_like")(like);
   return torch_function("empty_like")(like, py::arg("dtype") = torch_function("float32"));
 }
 
-void check_consistency(const char* op, const py::object& student, const py::object& teacher, const py::object& dim,
-                       const py::object& reduction) {
-  check_logits(op, TensorView::of(student.ptr(), {op, "student"}), TensorView::of(teacher.ptr(), {op, "teacher"}), dim);
+void check_consistency(const char* op, const py::object& student, const py::object& teacher,
+                       const py::object& dim, const py::object& reduction) {
+  check_logits(op, TensorView::of(student.ptr(), {op, "student"}),
+               TensorView::of(teacher.ptr(), {op, "teacher"}), dim);
   read_reduction(op, reduction);
 }
 
-py::tuple consistency(const char* op, const py::object& student, const py::object& teacher, const py::object& dim,
-                      const py::object& reduction, bool with_gradient, Kernel<Consistency> cpu,
-                      Kernel<Consistency> cuda) {
-  const TensorView s = TensorView::of(student.ptr(), {op, "student"}), t = TensorView::of(teacher.ptr(), {op, "teacher"});
+py::tuple consistency(const char* op, const py::object& student, const py::object& teacher,
+                      const py::object& dim, const py::object& reduction, bool with_gradient,
+                      Kernel<Consistency> cpu, Kernel<Consistency> cuda) {
+  const TensorView s = TensorView::of(student.ptr(), {op, "student"}),
+                   t = TensorView::of(teacher.ptr(), {op, "teacher"});
   const int64_t classes_dim = check_logits(op, s, t, dim);
   Consistency args{};
   args.reduction = read_reduction(op, reduction);
-  py::object loss = empty_loss(s, classes_dim, s.float_dtype() == Dtype::f64 || t.float_dtype() == Dtype::f64, args.reduction);
+  py::object loss = empty_loss(s, classes_dim, s.float_dtype() == Dtype::f64 || t.float_dtype() == Dtype::f64,
+                               args.reduction);
   py::object dstudent = with_gradient ? empty_gradient(s) : py::none();
   std::optional<TensorView> gradient;
   if (with_gradient) gradient = TensorView::of(dstudent.ptr(), {op, "dstudent"});
@@ -135,19 +146,22 @@ py::tuple consistency(const char* op, const py::object& student, const py::objec
 
 py::tuple softmax_mse(const py::object& student, const py::object& teacher, const py::object& dim,
                       const py::object& reduction, bool with_gradient) {
-  return consistency("softmax_mse", student, teacher, dim, reduction, with_gradient, softmax_mse_cpu, softmax_mse_cuda);
+  return consistency("softmax_mse", student, teacher, dim, reduction, with_gradient, softmax_mse_cpu,
+                     softmax_mse_cuda);
 }
 
 py::tuple softmax_kl(const py::object& student, const py::object& teacher, const py::object& dim,
                      const py::object& reduction, bool with_gradient) {
-  return consistency("softmax_kl", student, teacher, dim, reduction, with_gradient, softmax_kl_cpu, softmax_kl_cuda);
+  return consistency("softmax_kl", student, teacher, dim, reduction, with_gradient, softmax_kl_cpu,
+                     softmax_kl_cuda);
 }
 
 void scale_(const py::object& data, const py::object& factor) {
   const Argument argument{"scale_", "data"}, by{"scale_", "factor"};
   const TensorView view = TensorView::of(data.ptr(), argument), number = TensorView::of(factor.ptr(), by);
   if (!view.is_float()) refuse(Refusal::type, argument, kFloatDtypes, view.attribute("dtype"));
-  if (!view.dense()) refuse(Refusal::value, argument, "fill its memory without gaps or overlaps", view.stride_text());
+  if (!view.dense())
+    refuse(Refusal::value, argument, "fill its memory without gaps or overlaps", view.stride_text());
   if (number.numel() != 1 || !number.is_float() || number.dtype.bits < 32 || !number.same_device(view)) {
     refuse(Refusal::value, by, "be one float32 or float64 on the device of data",
            number.attribute("dtype") + " " + number.shape_text() + " on " + number.attribute("device"));
@@ -168,11 +182,15 @@ PYBIND11_MODULE(_C, m) {
   namespace py = pybind11;
   using namespace py::literals;
   m.doc() = "Native kernels of mtkernels. The public functions are those of the package.";
-  m.def("ema_update", &mtk::ema_update, "teacher"_a, "student"_a, "decay"_a, "copied"_a = 0, "names"_a = py::none());
-  m.def("ema_rows", &mtk::ema_rows, "teacher"_a, "student"_a, "decay"_a, "copied"_a, "names"_a, "target_rows"_a);
-  m.def("softmax_mse", &mtk::softmax_mse, "student"_a, "teacher"_a, "dim"_a, "reduction"_a, "with_gradient"_a);
+  m.def("ema_update", &mtk::ema_update, "teacher"_a, "student"_a, "decay"_a, "copied"_a = 0,
+        "names"_a = py::none());
+  m.def("ema_rows", &mtk::ema_rows, "teacher"_a, "student"_a, "decay"_a, "copied"_a, "names"_a,
+        "target_rows"_a);
+  m.def("softmax_mse", &mtk::softmax_mse, "student"_a, "teacher"_a, "dim"_a, "reduction"_a,
+        "with_gradient"_a);
   m.def("softmax_kl", &mtk::softmax_kl, "student"_a, "teacher"_a, "dim"_a, "reduction"_a, "with_gradient"_a);
-  m.def("check_consistency", &mtk::check_consistency, "op"_a, "student"_a, "teacher"_a, "dim"_a, "reduction"_a);
+  m.def("check_consistency", &mtk::check_consistency, "op"_a, "student"_a, "teacher"_a, "dim"_a,
+        "reduction"_a);
   m.def("scale_", &mtk::scale_, "data"_a, "factor"_a);
   m.def("build_info", &mtk::build_info, "Flags of this build and features of this CPU.");
 }

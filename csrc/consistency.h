@@ -1,8 +1,8 @@
 // The contract of the losses between a student's and a teacher's logits: loss and gradient from one launch.
 //   p = softmax(student row), q = softmax(teacher row); the gradient goes to the student alone.
-// A row is the vector along `dim`. A row that is -inf throughout on either side has loss 0 and gradient 0; a class that is
-// -inf at the teacher has q = 0 and q log q = 0.
-// Accumulators are fp32, or fp64 where either side is fp64; the loss has the accumulator's dtype.
+// A row is the vector along `dim`. A row that is -inf throughout on either side has loss 0 and gradient 0; a
+// class that is -inf at the teacher has q = 0 and q log q = 0. Accumulators are fp32, or fp64 where either
+// side is fp64; the loss has the accumulator's dtype.
 #pragma once
 #include <cstdint>
 
@@ -34,7 +34,9 @@ struct Consistency {
 
   bool doubles() const { return student.dtype == Dtype::f64 || teacher.dtype == Dtype::f64; }
   // What a row's loss and gradient are multiplied by; a mean over no rows is 0.
-  double row_scale() const { return reduction == Reduction::mean && rows > 0 ? 1.0 / static_cast<double>(rows) : 1.0; }
+  double row_scale() const {
+    return reduction == Reduction::mean && rows > 0 ? 1.0 / static_cast<double>(rows) : 1.0;
+  }
 };
 
 struct RowOffsets {

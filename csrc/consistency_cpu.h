@@ -1,6 +1,7 @@
-// The CPU side of consistency.h: logits are brought to accumulators in scratch memory, then handed to the loss, either one
-// row at a time (the vector along the classes) or kLanes rows at a time (across the rows: few or strided classes).
-// The loops are leaf functions with clones for each instruction set; what calls them is compiled once.
+// The CPU side of consistency.h: logits are brought to accumulators in scratch memory, then handed to the
+// loss, either one row at a time (the vector along the classes) or kLanes rows at a time (across the rows:
+// few or strided classes). The loops are leaf functions with clones for each instruction set; what calls them
+// is compiled once.
 #pragma once
 #include <algorithm>
 #include <limits>
@@ -13,17 +14,20 @@
 
 namespace mtk {
 
-constexpr int kLanes = 16;              // rows of a tile
-constexpr int64_t kTileClasses = 48;    // contiguous rows shorter than this go in tiles
-constexpr int64_t kTileStrided = 4096;  // strided rows go in tiles up to this many classes: 0.5 MB, about an L2
+constexpr int kLanes = 16;            // rows of a tile
+constexpr int64_t kTileClasses = 48;  // contiguous rows shorter than this go in tiles
+constexpr int64_t kTileStrided =
+    4096;  // strided rows go in tiles up to this many classes: 0.5 MB, about an L2
 constexpr int64_t kLogitsPerThread = 16 * 1024;  // fewer do not pay for one more thread
 
-// Classes of a row summed in the accumulator before an fp64 sum takes over; exp in fp64 is scalar, so its blocks are short.
+// Classes of a row summed in the accumulator before an fp64 sum takes over; exp in fp64 is scalar, so its
+// blocks are short.
 template <class Acc>
 constexpr int64_t kBlock = sizeof(Acc) == 4 ? 256 : 32;
 
 // A row, or a tile of kLanes rows with (class c, lane) at c * kLanes + lane.
-// a, b: logits of student and teacher; ea, eb: room for exp(logit - max), which may be a and b; gradient may be ea.
+// a, b: logits of student and teacher; ea, eb: room for exp(logit - max), which may be a and b; gradient may
+// be ea.
 template <class Acc>
 struct Rows {
   const Acc *a, *b;
@@ -33,7 +37,8 @@ struct Rows {
   double scale;  // of the gradient: 1 / rows under "mean"
 };
 
-// Of one row: sums of exp(a - max a) and of exp(b - max b); cross = sum of exp(b - max b) * ((b - max b) - (a - max a)).
+// Of one row: sums of exp(a - max a) and of exp(b - max b); cross = sum of exp(b - max b) * ((b - max b) - (a
+// - max a)).
 struct RowSums {
   double za, zb, cross;
 
@@ -44,14 +49,15 @@ struct RowSums {
   double inverse_zb() const { return masked() ? 0 : 1 / zb; }
 };
 
-// zb * (p - q) = ea * (zb / za) - eb: exactly 0 for equal sides, however the compiler contracts it. The ratio is kept in two
-// parts: its rounding would be the same for a whole row and not average out over the classes.
+// zb * (p - q) = ea * (zb / za) - eb: exactly 0 for equal sides, however the compiler contracts it. The ratio
+// is kept in two parts: its rounding would be the same for a whole row and not average out over the classes.
 template <class Acc>
 struct Ratio {
   Acc high, low;
 
   explicit Ratio(const RowSums& sums)
-      : high(static_cast<Acc>(sums.ratio())), low(static_cast<Acc>(sums.ratio() - static_cast<double>(high))) {}
+      : high(static_cast<Acc>(sums.ratio())),
+        low(static_cast<Acc>(sums.ratio() - static_cast<double>(high))) {}
   MTK_INLINE Acc difference(Acc ea, Acc eb) const { return (ea * high - eb) + ea * low; }
 };
 
@@ -66,7 +72,9 @@ struct TileRatio {
       high[lane] = ratio.high, low[lane] = ratio.low;
     }
   }
-  MTK_INLINE Acc difference(Acc ea, Acc eb, int lane) const { return (ea * high[lane] - eb) + ea * low[lane]; }
+  MTK_INLINE Acc difference(Acc ea, Acc eb, int lane) const {
+    return (ea * high[lane] - eb) + ea * low[lane];
+  }
 };
 
 template <class Acc>
@@ -146,9 +154,11 @@ MTK_CPU_CLONES static void tile_exponentials(const Rows<Acc>& tile, RowSums* sum
   for (int lane = 0; lane < kLanes; ++lane) sums[lane] = {za[lane], zb[lane], cross[lane]};
 }
 
-// Copies classes x lanes logits between an operand and class-major accumulators; lanes past the last row hold zeros.
+// Copies classes x lanes logits between an operand and class-major accumulators; lanes past the last row hold
+// zeros.
 template <class T, class Acc>
-MTK_CPU_CLONES static void gather_as(const Operand& operand, const int64_t* offsets, int lanes, int width, int64_t classes, Acc* to) {
+MTK_CPU_CLONES static void gather_as(const Operand& operand, const int64_t* offsets, int lanes, int width,
+                                     int64_t classes, Acc* to) {
   const T* from = static_cast<const T*>(operand.data);
   if (width == 1 && operand.class_stride == 1) {
 #pragma omp simd
@@ -164,8 +174,8 @@ MTK_CPU_CLONES static void gather_as(const Operand& operand, const int64_t* offs
 }
 
 template <class T, class Acc>
-MTK_CPU_CLONES static void scatter_as(const Acc* from, const Operand& operand, const int64_t* offsets, int lanes, int width,
-                           int64_t classes) {
+MTK_CPU_CLONES static void scatter_as(const Acc* from, const Operand& operand, const int64_t* offsets,
+                                      int lanes, int width, int64_t classes) {
   T* to = static_cast<T*>(operand.data);
   if (width == 1 && operand.class_stride == 1) {
 #pragma omp simd
@@ -182,28 +192,37 @@ MTK_CPU_CLONES static void scatter_as(const Acc* from, const Operand& operand, c
 template <class Acc>
 void gather(const Operand& operand, const int64_t* offsets, int lanes, int width, int64_t classes, Acc* to) {
   switch (operand.dtype) {
-    case Dtype::f32: return gather_as<float>(operand, offsets, lanes, width, classes, to);
-    case Dtype::f64: return gather_as<double>(operand, offsets, lanes, width, classes, to);
-    case Dtype::f16: return gather_as<half_bits>(operand, offsets, lanes, width, classes, to);
-    case Dtype::bf16: return gather_as<bfloat16_bits>(operand, offsets, lanes, width, classes, to);
+    case Dtype::f32:
+      return gather_as<float>(operand, offsets, lanes, width, classes, to);
+    case Dtype::f64:
+      return gather_as<double>(operand, offsets, lanes, width, classes, to);
+    case Dtype::f16:
+      return gather_as<half_bits>(operand, offsets, lanes, width, classes, to);
+    case Dtype::bf16:
+      return gather_as<bfloat16_bits>(operand, offsets, lanes, width, classes, to);
   }
 }
 
 template <class Acc>
 void scatter(const Acc* from, const Operand& operand, const int64_t* offsets, int lanes, int width,
-                        int64_t classes) {
+             int64_t classes) {
   switch (operand.dtype) {
-    case Dtype::f32: return scatter_as<float>(from, operand, offsets, lanes, width, classes);
-    case Dtype::f64: return scatter_as<double>(from, operand, offsets, lanes, width, classes);
-    case Dtype::f16: return scatter_as<half_bits>(from, operand, offsets, lanes, width, classes);
-    case Dtype::bf16: return scatter_as<bfloat16_bits>(from, operand, offsets, lanes, width, classes);
+    case Dtype::f32:
+      return scatter_as<float>(from, operand, offsets, lanes, width, classes);
+    case Dtype::f64:
+      return scatter_as<double>(from, operand, offsets, lanes, width, classes);
+    case Dtype::f16:
+      return scatter_as<half_bits>(from, operand, offsets, lanes, width, classes);
+    case Dtype::bf16:
+      return scatter_as<bfloat16_bits>(from, operand, offsets, lanes, width, classes);
   }
 }
 
 // The operand's row in place, where it lies there as accumulators; else null.
 template <class Acc>
 Acc* in_place(const Operand& operand, int64_t offset) {
-  const bool same = operand.dtype == (sizeof(Acc) == 8 ? Dtype::f64 : Dtype::f32) && operand.class_stride == 1;
+  const bool same =
+      operand.dtype == (sizeof(Acc) == 8 ? Dtype::f64 : Dtype::f32) && operand.class_stride == 1;
   return operand.data && same ? static_cast<Acc*>(operand.data) + offset : nullptr;
 }
 
@@ -212,7 +231,8 @@ inline bool in_tiles(const Consistency& args) {
   return args.classes < (contiguous ? kTileClasses : kTileStrided);
 }
 
-// Rows [begin, end): their losses to losses[row], their gradients to dstudent. scratch: [4, kLanes or 1, classes].
+// Rows [begin, end): their losses to losses[row], their gradients to dstudent. scratch: [4, kLanes or 1,
+// classes].
 template <class Loss, class Acc>
 void run_tiles(const Consistency& args, int64_t begin, int64_t end, Acc* scratch, double* losses) {
   const int64_t size = args.classes * kLanes;
@@ -240,8 +260,12 @@ void run_rows(const Consistency& args, int64_t begin, int64_t end, Acc* scratch,
   Acc *a = scratch, *b = a + args.classes, *ea = b + args.classes, *eb = ea + args.classes;
   for (int64_t row = begin; row < end; ++row) {
     const RowOffsets offsets = row_offsets(args, row);
-    Rows<Acc> work{in_place<Acc>(args.student, offsets.student), in_place<Acc>(args.teacher, offsets.teacher),
-                   in_place<Acc>(args.dstudent, offsets.dstudent), eb, nullptr, args.classes,
+    Rows<Acc> work{in_place<Acc>(args.student, offsets.student),
+                   in_place<Acc>(args.teacher, offsets.teacher),
+                   in_place<Acc>(args.dstudent, offsets.dstudent),
+                   eb,
+                   nullptr,
+                   args.classes,
                    args.row_scale()};
     if (!work.a) gather(args.student, &offsets.student, 1, 1, args.classes, a), work.a = a;
     if (!work.b) gather(args.teacher, &offsets.teacher, 1, 1, args.classes, b), work.b = b;
@@ -254,13 +278,15 @@ void run_rows(const Consistency& args, int64_t begin, int64_t end, Acc* scratch,
 }
 
 inline double sum_pairwise(const double* values, size_t count) {
-  if (count > 64) return sum_pairwise(values, count / 2) + sum_pairwise(values + count / 2, count - count / 2);
+  if (count > 64)
+    return sum_pairwise(values, count / 2) + sum_pairwise(values + count / 2, count - count / 2);
   double sum = 0;
   for (size_t i = 0; i < count; ++i) sum += values[i];
   return sum;
 }
 
-// Shares the rows among threads, whole tiles each, and reduces their losses in order: the same bits for any thread count.
+// Shares the rows among threads, whole tiles each, and reduces their losses in order: the same bits for any
+// thread count.
 template <class Loss, class Acc>
 void run_threads(const Consistency& args) {
   std::vector<double> losses(static_cast<size_t>(args.rows));
@@ -271,7 +297,8 @@ void run_threads(const Consistency& args) {
   for (int thread = 0; thread < threads; ++thread) {
     const std::unique_ptr<Acc[]> scratch(new Acc[static_cast<size_t>(scratch_size)]);
     const int64_t begin = tiles * thread / threads * kLanes;
-    run_rows<Loss>(args, begin, std::min(args.rows, tiles * (thread + 1) / threads * kLanes), scratch.get(), losses.data());
+    run_rows<Loss>(args, begin, std::min(args.rows, tiles * (thread + 1) / threads * kLanes), scratch.get(),
+                   losses.data());
   }
   Acc* loss = static_cast<Acc*>(args.loss);
   if (args.reduction == Reduction::none) {

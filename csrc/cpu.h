@@ -1,11 +1,13 @@
-// What the CPU kernels share: clones of a function for each instruction set, and when threads are worth their start.
+// What the CPU kernels share: clones of a function for each instruction set, and when threads are worth their
+// start.
 #pragma once
 #include <cstdint>
 
 #include <omp.h>
 
-// One body, compiled three times; the loader picks by the machine's CPU. A macro, because no template can carry an
-// attribute to a function. An OpenMP region inside would not be cloned: keep the parallel loop outside.
+// One body, compiled three times; the loader picks by the machine's CPU. A macro, because no template can
+// carry an attribute to a function. An OpenMP region inside would not be cloned: keep the parallel loop
+// outside.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
 #define MTK_CPU_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else

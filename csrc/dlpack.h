@@ -1,5 +1,6 @@
-// DLPack 1.3 as C structs: how a tensor's pointer, shape, strides, dtype and device cross from torch without torch's
-// headers. Only what the core reads is declared; the layout follows https://github.com/dmlc/dlpack (Apache-2.0).
+// DLPack 1.3 as C structs: how a tensor's pointer, shape, strides, dtype and device cross from torch without
+// torch's headers. Only what the core reads is declared; the layout follows https://github.com/dmlc/dlpack
+// (Apache-2.0).
 #pragma once
 #include <cstdint>
 
@@ -16,7 +17,14 @@ struct DLDevice {
   int32_t device_id;
 };
 
-enum DLDataTypeCode : uint8_t { kDLInt = 0, kDLUInt = 1, kDLFloat = 2, kDLBfloat = 4, kDLComplex = 5, kDLBool = 6 };
+enum DLDataTypeCode : uint8_t {
+  kDLInt = 0,
+  kDLUInt = 1,
+  kDLFloat = 2,
+  kDLBfloat = 4,
+  kDLComplex = 5,
+  kDLBool = 6
+};
 
 struct DLDataType {
   uint8_t code;  // DLDataTypeCode

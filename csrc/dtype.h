@@ -1,4 +1,5 @@
-// The four floating dtypes that the kernels compute on: tag <-> C++ type, and conversion to and from the accumulator.
+// The four floating dtypes that the kernels compute on: tag <-> C++ type, and conversion to and from the
+// accumulator.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -23,7 +24,9 @@ struct bfloat16_bits {
   uint16_t bits;
 };
 
-MTK_INLINE constexpr int64_t size_of(Dtype dtype) { return dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2; }
+MTK_INLINE constexpr int64_t size_of(Dtype dtype) {
+  return dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2;
+}
 
 template <class To, class From>
 MTK_INLINE To bit_cast(From from) {
@@ -42,7 +45,8 @@ MTK_INLINE float widen(half_bits x) {
   const uint32_t magnitude = static_cast<uint32_t>(x.bits & 0x7fffu) << 13;
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
   const uint32_t normal = magnitude + (112u << 23);
-  const uint32_t subnormal = bit_cast<uint32_t>(bit_cast<float>(magnitude + (113u << 23)) - bit_cast<float>(113u << 23));
+  const uint32_t subnormal =
+      bit_cast<uint32_t>(bit_cast<float>(magnitude + (113u << 23)) - bit_cast<float>(113u << 23));
   const uint32_t special = magnitude + (224u << 23);
   const uint32_t finite = magnitude < (1u << 23) ? subnormal : normal;
   return bit_cast<float>((magnitude >= (31u << 23) ? special : finite) | sign);

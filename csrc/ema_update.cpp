@@ -56,8 +56,8 @@ MTK_INLINE void run_from(const Row& row, int64_t start, int64_t count, Blend ble
     run_from<pair + 1>(row, start, count, blend);
   } else {
     const int64_t unit = row.code == kCopyWords ? 4 : 1;
-    memcpy(reinterpret_cast<char*>(row.dst) + start * unit, reinterpret_cast<const char*>(row.src) + start * unit,
-           static_cast<size_t>(count * unit));
+    memcpy(reinterpret_cast<char*>(row.dst) + start * unit,
+           reinterpret_cast<const char*>(row.src) + start * unit, static_cast<size_t>(count * unit));
   }
 }
 

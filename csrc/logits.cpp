@@ -6,7 +6,8 @@
 
 namespace mtk {
 
-int64_t check_logits(const char* op, const TensorView& student, const TensorView& teacher, const py::object& dim) {
+int64_t check_logits(const char* op, const TensorView& student, const TensorView& teacher,
+                     const py::object& dim) {
   const Argument s{op, "student"}, t{op, "teacher"};
   for (const auto& [view, argument] : {std::pair(&student, s), std::pair(&teacher, t)}) {
     if (!view->is_float()) refuse(Refusal::type, argument, kFloatDtypes, view->attribute("dtype"));
@@ -16,14 +17,16 @@ int64_t check_logits(const char* op, const TensorView& student, const TensorView
     refuse(Refusal::value, t, "have the shape of student " + student.shape_text(), teacher.shape_text());
   }
   if (!student.same_device(teacher)) {
-    refuse(Refusal::value, t, "be on the device of student (" + student.attribute("device") + ")", teacher.attribute("device"));
+    refuse(Refusal::value, t, "be on the device of student (" + student.attribute("device") + ")",
+           teacher.attribute("device"));
   }
   if (!PyLong_Check(dim.ptr())) refuse(Refusal::type, {op, "dim"}, "be an int", Py_TYPE(dim.ptr())->tp_name);
   const int64_t index = py::cast<int64_t>(dim), wrapped = index < 0 ? index + student.ndim : index;
   if (wrapped < 0 || wrapped >= student.ndim) {
     refuse(Refusal::value, {op, "dim"}, "be a dim of student " + student.shape_text(), std::to_string(index));
   }
-  if (student.shape[wrapped] == 0) refuse(Refusal::value, s, "have at least one class", "shape " + student.shape_text());
+  if (student.shape[wrapped] == 0)
+    refuse(Refusal::value, s, "have at least one class", "shape " + student.shape_text());
   return wrapped;
 }
 
@@ -38,7 +41,7 @@ Reduction read_reduction(const char* op, const py::object& reduction) {
 }
 
 void fill_operands(const char* op, int64_t dim, const TensorView& student, const TensorView& teacher,
-                const TensorView* dstudent, Consistency& args) {
+                   const TensorView* dstudent, Consistency& args) {
   const TensorView* views[] = {&student, &teacher, dstudent ? dstudent : &student};
   Operand* operands[] = {&args.student, &args.teacher, &args.dstudent};
   for (int k = 0; k < 3; ++k) {
@@ -60,8 +63,8 @@ void fill_operands(const char* op, int64_t dim, const TensorView& student, const
       merges = views[k]->strides[i] == operands[k]->row_strides[slot] * args.row_sizes[slot];
     }
     if (!merges && --slot < 0) {
-      refuse(Refusal::not_implemented, {op, "student"}, "have rows along at most 4 dims that lie apart in memory",
-             "strides " + student.stride_text());
+      refuse(Refusal::not_implemented, {op, "student"},
+             "have rows along at most 4 dims that lie apart in memory", "strides " + student.stride_text());
     }
     if (!merges) {
       for (int k = 0; k < 3; ++k) operands[k]->row_strides[slot] = views[k]->strides[i];

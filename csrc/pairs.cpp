@@ -7,7 +7,8 @@
 namespace mtk {
 namespace {
 
-// The pairs that the plan already writes, by address: tied weights are listed once, overlapping teachers refused.
+// The pairs that the plan already writes, by address: tied weights are listed once, overlapping teachers
+// refused.
 class Written {
  public:
   explicit Written(size_t pairs) : mask_(table_size(pairs) - 1), slots_(mask_ + 1, {0, 0}) {}
@@ -40,7 +41,8 @@ void check_pair(const TensorView& teacher, const TensorView& student, const Argu
            student.attribute("device"));
   }
   if (teacher.numel() == 0) return;
-  if (!teacher.dense()) refuse(Refusal::value, t, "fill its memory without gaps or overlaps", "strides " + teacher.stride_text());
+  if (!teacher.dense())
+    refuse(Refusal::value, t, "fill its memory without gaps or overlaps", "strides " + teacher.stride_text());
   if (!student.same_strides(teacher)) {
     refuse(Refusal::value, s, "have the memory format of its teacher, strides " + teacher.stride_text(),
            student.stride_text());
@@ -56,11 +58,13 @@ void add_pair(Plan& plan, const TensorView& teacher, const TensorView& student, 
     return;
   }
   if (!teacher.same_dtype(student)) {
-    refuse(Refusal::type, t, "have the dtype of its student (" + student.attribute("dtype") + ") or a floating one like it",
+    refuse(Refusal::type, t,
+           "have the dtype of its student (" + student.attribute("dtype") + ") or a floating one like it",
            teacher.attribute("dtype"));
   }
   if (teacher.dtype.code > kDLUInt && teacher.dtype.code != kDLBool) {
-    refuse(Refusal::not_implemented, t, std::string(kFloatDtypes) + ", complex, integer or bool", teacher.attribute("dtype"));
+    refuse(Refusal::not_implemented, t, std::string(kFloatDtypes) + ", complex, integer or bool",
+           teacher.attribute("dtype"));
   }
   plan.add_copy(teacher.address(), student.address(), teacher.bytes());
 }
@@ -90,11 +94,13 @@ Pairs read_pairs(const char* op, const py::sequence& teacher, const py::sequence
              to.attribute("device"));
     }
     if (to.numel() == 0) continue;
-    const uint64_t dst = reinterpret_cast<uint64_t>(to.address()), src = reinterpret_cast<uint64_t>(from.address());
+    const uint64_t dst = reinterpret_cast<uint64_t>(to.address()),
+                   src = reinterpret_cast<uint64_t>(from.address());
     if (dst == src) refuse(Refusal::value, t, "have memory of its own", "that of its student");
     const uint64_t earlier = written.add(dst, src);
     if (earlier == src) continue;
-    if (earlier) refuse(Refusal::value, t, "have memory of its own", "that of an earlier teacher with another student");
+    if (earlier)
+      refuse(Refusal::value, t, "have memory of its own", "that of an earlier teacher with another student");
     add_pair(pairs.plan, to, from, i < count - copied, t);
   }
   return pairs;

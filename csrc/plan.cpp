@@ -6,7 +6,8 @@
 namespace mtk {
 namespace {
 
-constexpr int64_t kChunkStep = 2048;  // chunks are a multiple of it, so that their starts keep a tensor's alignment
+constexpr int64_t kChunkStep =
+    2048;  // chunks are a multiple of it, so that their starts keep a tensor's alignment
 
 int64_t bytes_per_count(int64_t code, bool dst) {
   if (code == kCopyBytes) return 1;
@@ -41,8 +42,8 @@ std::vector<Row> Plan::chunks(int64_t target_rows) const {
   for (const Row& row : rows) {
     const int64_t dst_size = bytes_per_count(row.code, true), src_size = bytes_per_count(row.code, false);
     for (int64_t start = 0; start < row.count; start += chunk) {
-      chunked.push_back({row.dst + start * dst_size, row.src + start * src_size, std::min(chunk, row.count - start),
-                         row.code});
+      chunked.push_back({row.dst + start * dst_size, row.src + start * src_size,
+                         std::min(chunk, row.count - start), row.code});
     }
   }
   return chunked;

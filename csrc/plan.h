@@ -1,4 +1,5 @@
-// The table that every multi-tensor op walks: one row per tensor (or per chunk of one), the same on CPU, CUDA and Triton.
+// The table that every multi-tensor op walks: one row per tensor (or per chunk of one), the same on CPU, CUDA
+// and Triton.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -34,7 +35,8 @@ struct Plan {
   void add_float(Action action, void* dst, Dtype dst_dtype, const void* src, Dtype src_dtype, int64_t count);
   void add_copy(void* dst, const void* src, int64_t bytes);
 
-  // The rows cut into chunks of equal length, about target_rows of them beside those of tensors that are shorter.
+  // The rows cut into chunks of equal length, about target_rows of them beside those of tensors that are
+  // shorter.
   std::vector<Row> chunks(int64_t target_rows) const;
 };
 

@@ -17,9 +17,12 @@ MTK_INLINE void multiply(T* data, int64_t count, Acc factor) {
 MTK_CPU_CLONES void run_share(const Scale& args, int64_t begin, int64_t end, double factor) {
   const int64_t count = end - begin;
   switch (args.dtype) {
-    case Dtype::f32: return multiply(static_cast<float*>(args.data) + begin, count, static_cast<float>(factor));
-    case Dtype::f64: return multiply(static_cast<double*>(args.data) + begin, count, factor);
-    case Dtype::f16: return multiply(static_cast<half_bits*>(args.data) + begin, count, static_cast<float>(factor));
+    case Dtype::f32:
+      return multiply(static_cast<float*>(args.data) + begin, count, static_cast<float>(factor));
+    case Dtype::f64:
+      return multiply(static_cast<double*>(args.data) + begin, count, factor);
+    case Dtype::f16:
+      return multiply(static_cast<half_bits*>(args.data) + begin, count, static_cast<float>(factor));
     case Dtype::bf16:
       return multiply(static_cast<bfloat16_bits*>(args.data) + begin, count, static_cast<float>(factor));
   }

@@ -1,5 +1,6 @@
-// scale: x <- factor * x, in place, for a factor on the device. Where the factor is 1 nothing is read or written: what
-// makes the backward of a loss free when its incoming gradient is 1, without the host having to know.
+// scale: x <- factor * x, in place, for a factor on the device. Where the factor is 1 nothing is read or
+// written: what makes the backward of a loss free when its incoming gradient is 1, without the host having to
+// know.
 #pragma once
 #include "dtype.h"
 #include "kernel.h"

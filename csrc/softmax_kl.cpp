@@ -1,5 +1,5 @@
-// softmax_kl on the CPU. sum_c q (log q - log p) = (sum_c eb (b - a)) / zb + log(za / zb), with logits less their maxima:
-// one logarithm a row, and exactly 0 for equal sides.
+// softmax_kl on the CPU. sum_c q (log q - log p) = (sum_c eb (b - a)) / zb + log(za / zb), with logits less
+// their maxima: one logarithm a row, and exactly 0 for equal sides.
 #include "softmax_kl.h"
 
 #include "consistency_cpu.h"

@@ -63,7 +63,8 @@ MTK_CPU_CLONES void tile_sums(const Rows<Acc>& tile, const TileRatio<Acc>& ratio
 }
 
 template <class Acc>
-MTK_CPU_CLONES void tile_gradient(const Rows<Acc>& tile, const TileRatio<Acc>& ratio, const Acc* factor, const Acc* mean_along) {
+MTK_CPU_CLONES void tile_gradient(const Rows<Acc>& tile, const TileRatio<Acc>& ratio, const Acc* factor,
+                                  const Acc* mean_along) {
   const Acc *ea = tile.ea, *eb = tile.eb;
   Acc* gradient = tile.gradient;
   for (int64_t i = 0; i < tile.classes * kLanes; i += kLanes) {

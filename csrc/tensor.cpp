@@ -19,19 +19,23 @@ struct Torch {
 // Looked up once, at the first call: importing this module needs no torch.
 const Torch& torch() {
   PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<Torch> storage;
-  return storage.call_once_and_store_result([] {
-    py::object tensor_type = py::module_::import("torch").attr("Tensor");
-    py::object capsule = py::getattr(tensor_type, "__dlpack_c_exchange_api__", py::none());
-    void* table = capsule.is_none() ? nullptr : PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api");
-    if (!table) throw py::import_error("mtkernels: torch must offer DLPack's C exchange API (torch >= 2.10)");
-    auto* header = static_cast<DLPackExchangeAPIHeader*>(table);
-    while (header && header->version.major != kDlpackMajor) header = header->prev_api;
-    auto* api = reinterpret_cast<const DLPackExchangeAPI*>(header);
-    if (!api || !api->dltensor_from_py_object_no_sync) {
-      throw py::import_error("mtkernels: torch's DLPack exchange API must have a table of version 1");
-    }
-    return Torch{reinterpret_cast<PyTypeObject*>(tensor_type.release().ptr()), api};
-  }).get_stored();
+  return storage
+      .call_once_and_store_result([] {
+        py::object tensor_type = py::module_::import("torch").attr("Tensor");
+        py::object capsule = py::getattr(tensor_type, "__dlpack_c_exchange_api__", py::none());
+        void* table =
+            capsule.is_none() ? nullptr : PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api");
+        if (!table)
+          throw py::import_error("mtkernels: torch must offer DLPack's C exchange API (torch >= 2.10)");
+        auto* header = static_cast<DLPackExchangeAPIHeader*>(table);
+        while (header && header->version.major != kDlpackMajor) header = header->prev_api;
+        auto* api = reinterpret_cast<const DLPackExchangeAPI*>(header);
+        if (!api || !api->dltensor_from_py_object_no_sync) {
+          throw py::import_error("mtkernels: torch's DLPack exchange API must have a table of version 1");
+        }
+        return Torch{reinterpret_cast<PyTypeObject*>(tensor_type.release().ptr()), api};
+      })
+      .get_stored();
 }
 
 std::string type_name(PyObject* object) { return Py_TYPE(object)->tp_name; }
@@ -40,10 +44,11 @@ bool flag(PyObject* tensor, const char* method) {
   return py::cast<bool>(py::reinterpret_borrow<py::object>(tensor).attr(method)());
 }
 
-// A view with conj or neg bit shows its raw memory through DLPack. Asked only where such a view can be: a neg view of
-// real numbers is the imaginary part of a conj view, whose strides are even.
+// A view with conj or neg bit shows its raw memory through DLPack. Asked only where such a view can be: a neg
+// view of real numbers is the imaginary part of a conj view, whose strides are even.
 void refuse_lazy_views(const TensorView& view, const Argument& argument) {
-  const bool suspect = view.is_complex() || (view.ndim > 0 && view.strides[view.ndim - 1] != 1) || view.numel() == 1;
+  const bool suspect =
+      view.is_complex() || (view.ndim > 0 && view.strides[view.ndim - 1] != 1) || view.numel() == 1;
   if (!suspect || view.dtype.code == kDLBool) return;
   if (view.is_complex() && flag(view.object, "is_conj")) {
     refuse(Refusal::type, argument, "hold its values in memory (use resolve_conj())", "a lazy conj view");
@@ -86,10 +91,12 @@ TensorView TensorView::of(PyObject* object, const Argument& argument) {
   if (torch().api->dltensor_from_py_object_no_sync(object, &view) != 0) {
     PyErr_Clear();  // its text is a C++ backtrace
     refuse(Refusal::type, argument, "be a dense tensor in memory",
-           "layout " + view.attribute("layout") + ", dtype " + view.attribute("dtype") + " on " + view.attribute("device"));
+           "layout " + view.attribute("layout") + ", dtype " + view.attribute("dtype") + " on " +
+               view.attribute("device"));
   }
   if (!view.data && view.numel() > 0) {
-    refuse(Refusal::type, argument, "hold its data in this process (a DTensor: pass its to_local())", type_name(object));
+    refuse(Refusal::type, argument, "hold its data in this process (a DTensor: pass its to_local())",
+           type_name(object));
   }
   refuse_lazy_views(view, argument);
   return view;
@@ -123,8 +130,9 @@ bool TensorView::dense() const {
 }
 
 bool TensorView::is_float() const {
-  return dtype.lanes == 1 && ((dtype.code == kDLFloat && (dtype.bits == 16 || dtype.bits == 32 || dtype.bits == 64)) ||
-                              (dtype.code == kDLBfloat && dtype.bits == 16));
+  return dtype.lanes == 1 &&
+         ((dtype.code == kDLFloat && (dtype.bits == 16 || dtype.bits == 32 || dtype.bits == 64)) ||
+          (dtype.code == kDLBfloat && dtype.bits == 16));
 }
 
 Dtype TensorView::float_dtype() const {
@@ -166,7 +174,8 @@ std::string TensorView::stride_text() const { return list_text(strides, ndim); }
 
 void* current_stream(DLDevice device) {
   void* stream = nullptr;
-  if (device.device_type != kDLCPU && torch().api->current_work_stream(device.device_type, device.device_id, &stream) != 0) {
+  if (device.device_type != kDLCPU &&
+      torch().api->current_work_stream(device.device_type, device.device_id, &stream) != 0) {
     throw py::error_already_set();
   }
   return stream;

@@ -1,5 +1,5 @@
-// TensorView: a torch tensor seen through DLPack's exchange API, and the one place where arguments are refused.
-// A message has four parts: op, argument, what it must be, what it is.
+// TensorView: a torch tensor seen through DLPack's exchange API, and the one place where arguments are
+// refused. A message has four parts: op, argument, what it must be, what it is.
 #pragma once
 #include <pybind11/pybind11.h>
 
@@ -12,7 +12,8 @@ namespace mtk {
 
 namespace py = pybind11;
 
-// An argument as messages name it: `op: name`, `op: name[3]`, or `op: name[3] ('conv1.weight')` where names are known.
+// An argument as messages name it: `op: name`, `op: name[3]`, or `op: name[3] ('conv1.weight')` where names
+// are known.
 struct Argument {
   const char* op;
   const char* name;
@@ -27,13 +28,14 @@ constexpr const char* kFloatDtypes = "be float16, bfloat16, float32 or float64";
 enum class Refusal { type, value, not_implemented };
 
 // Raises TypeError, ValueError or NotImplementedError: "<argument> must <must>, got <is>".
-[[noreturn]] void refuse(Refusal kind, const Argument& argument, const std::string& must, const std::string& is);
+[[noreturn]] void refuse(Refusal kind, const Argument& argument, const std::string& must,
+                         const std::string& is);
 
 struct TensorView : DLTensor {
   PyObject* object;  // borrowed
 
-  // Refuses what is not a torch tensor, what has no memory here (fake, meta, DTensor, sparse), and views whose memory
-  // differs from their values (conj, neg).
+  // Refuses what is not a torch tensor, what has no memory here (fake, meta, DTensor, sparse), and views
+  // whose memory differs from their values (conj, neg).
   static TensorView of(PyObject* object, const Argument& argument);
 
   char* address() const { return static_cast<char*>(data) + byte_offset; }

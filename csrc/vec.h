@@ -7,7 +7,8 @@
 namespace mtk {
 
 // exp(x) for x <= 0, in fp32: 2^n * exp(r) with n = round(x / ln 2), ln 2 in two parts, and a polynomial for
-// |r| <= ln 2 / 2. Largest relative error 8.3e-8; 0 below -87.33, where the result would be subnormal; NaN stays NaN.
+// |r| <= ln 2 / 2. Largest relative error 8.3e-8; 0 below -87.33, where the result would be subnormal; NaN
+// stays NaN.
 MTK_INLINE float exp_nonpositive(float x) {
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding and taking it away rounds to an integer
   const float n = (x * 1.44269504f + kRound) - kRound;
@@ -25,7 +26,8 @@ MTK_INLINE float exp_nonpositive(float x) {
 
 MTK_INLINE double exp_nonpositive(double x) { return std::exp(x); }
 
-// x where the condition holds, else 0: by masking bits, since GCC makes a branch of a select that follows other work.
+// x where the condition holds, else 0: by masking bits, since GCC makes a branch of a select that follows
+// other work.
 MTK_INLINE float where(bool condition, float x) {
   return bit_cast<float>(bit_cast<uint32_t>(x) & -static_cast<uint32_t>(condition));
 }

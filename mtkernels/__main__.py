@@ -18,7 +18,9 @@ def _found(module: str) -> str | None:
 def facts() -> dict[str, str]:
     """What a bug report needs, a line each."""
     build = _C.build_info()
-    cuda = f"CUDA {build['cuda']} for {', '.join(build['cuda_archs'])}" if build["cuda"] else "no CUDA kernels"
+    cuda = (
+        f"CUDA {build['cuda']} for {', '.join(build['cuda_archs'])}" if build["cuda"] else "no CUDA kernels"
+    )
     backends = ["reference", "native (CPU and CUDA)" if native.HAS_CUDA else "native (CPU)"]
     if triton := _found("triton"):
         backends.append(f"triton {triton}")

@@ -14,11 +14,13 @@ LIBRARY = torch.library.Library("mtkernels", "DEF")
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def define(schema: str, kernel: Callable, fake: Callable, *, recorded: type[torch.autograd.Function] | None = None) -> None:
+def define(
+    schema: str, kernel: Callable, fake: Callable, *, recorded: type[torch.autograd.Function] | None = None
+) -> None:
     """Registers an op for every device.
 
-    recorded: the Function that autograd records; its forward calls the op below autograd. None for in-place updates, which
-    autograd does not see.
+    recorded: the Function that autograd records; its forward calls the op below autograd. None for in-place
+    updates, which autograd does not see.
     """
     name = schema.split("(", 1)[0]
     LIBRARY.define(schema)

@@ -1,10 +1,10 @@
 """OPS: one row per op, read by the tests and the benches; and `check`, how a backend is held against the reference.
 
-The reference runs twice: on the inputs in float64 it is the truth, on the inputs as they are it is the yardstick. A backend
-may be off by twice the yardstick's error plus one rounding of the output, and by no more.
+The reference runs twice: on the inputs in float64 it is the truth, on the inputs as they are it is the yardstick. A
+backend may be off by twice the yardstick's error plus one rounding of the output, and by no more.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -34,10 +34,13 @@ class Op:
 
 
 def random_lists(shapes: Shapes, dtype: torch.dtype, device: str = "cpu", seed: int = 0, scale: float = 1.0):
-    """Two lists of random tensors, drawn in float64 on the CPU, so that every dtype and device gets the same numbers."""
+    """Two lists of random tensors, drawn in float64 on the CPU: the same numbers for every dtype and device."""
     generator = torch.Generator().manual_seed(seed)
     return tuple(
-        [(scale * torch.randn(shape, dtype=torch.float64, generator=generator)).to(device, dtype) for shape in shapes]
+        [
+            (scale * torch.randn(shape, dtype=torch.float64, generator=generator)).to(device, dtype)
+            for shape in shapes
+        ]
         for _ in range(2)
     )
 
@@ -57,7 +60,9 @@ def _call_loss(name: str) -> Callable[..., list[Tensor]]:
     return call
 
 
-def _random_logits(shapes: Shapes, dtype: torch.dtype, device: str = "cpu", seed: int = 0, scale: float = 3.0):
+def _random_logits(
+    shapes: Shapes, dtype: torch.dtype, device: str = "cpu", seed: int = 0, scale: float = 3.0
+):
     return random_lists(shapes, dtype, device, seed, scale)
 
 
@@ -129,7 +134,11 @@ def check(op: Op, backend: ModuleType, make_inputs: Callable[[int], tuple], **op
     for index, outputs in enumerate(zip(*runs, strict=True)):
         yardstick = max(run.yardstick_error for run in outputs)
         for run in outputs:
-            excess = (run.error - 2 * yardstick - run.rounding).max() if run.error.numel() else run.error.new_zeros(())
+            excess = (
+                (run.error - 2 * yardstick - run.rounding).max()
+                if run.error.numel()
+                else run.error.new_zeros(())
+            )
             assert excess <= 0, (
                 f"{op.name} output {index}: off by {run.error.max():.3g} where the reference is off by {yardstick:.3g}"
             )
@@ -152,22 +161,33 @@ def _run(op: Op, backend: ModuleType, inputs, options) -> list[_Run]:
     yardsticks = op.call(reference, inputs, **options)
     scale = 1.0
     if any(tensor.dtype == torch.float64 for tensors in inputs for tensor in tensors):
-        # The truth is itself no better than float64: the yardstick is the float32 run scaled to float64's last place, and
+        # The truth is no better than float64: the yardstick is the float32 run scaled to float64's last place, and
         # counts once more for the truth.
         narrow = _as(inputs, torch.float32)
         scale = 2 * torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
         narrow_truths = op.call(reference, _as(narrow, torch.float64), **options)
-        errors = [(y.double() - t).abs() for y, t in zip(op.call(reference, narrow, **options), narrow_truths, strict=True)]
+        errors = [
+            (y.double() - t).abs()
+            for y, t in zip(op.call(reference, narrow, **options), narrow_truths, strict=True)
+        ]
     else:
         errors = [(y.double() - t).abs() for y, t in zip(yardsticks, truths, strict=True)]
     return [_measure(*row, scale) for row in zip(outputs, truths, yardsticks, errors, strict=True)]
 
 
 def _measure(output: Tensor, truth: Tensor, yardstick: Tensor, error: Tensor, scale: float) -> _Run:
-    assert output.dtype == yardstick.dtype, f"dtype {output.dtype} where the reference gives {yardstick.dtype}"
-    assert output.shape == yardstick.shape, f"shape {output.shape} where the reference gives {yardstick.shape}"
-    assert torch.equal(output.isnan(), yardstick.isnan()), "NaN where the reference has none, or none where it has"
-    assert torch.equal(output.isinf(), yardstick.isinf()), "infinite where the reference is not, or not where it is"
+    assert output.dtype == yardstick.dtype, (
+        f"dtype {output.dtype} where the reference gives {yardstick.dtype}"
+    )
+    assert output.shape == yardstick.shape, (
+        f"shape {output.shape} where the reference gives {yardstick.shape}"
+    )
+    assert torch.equal(output.isnan(), yardstick.isnan()), (
+        "NaN where the reference has none, or none where it has"
+    )
+    assert torch.equal(output.isinf(), yardstick.isinf()), (
+        "infinite where the reference is not, or not where it is"
+    )
     info = torch.finfo(output.dtype)
     finite = output.isfinite()
     rounding = torch.clamp(truth[finite].abs(), min=info.smallest_normal) * info.eps / 2

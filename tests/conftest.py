@@ -21,7 +21,10 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def poison():
     """Fills what torch.empty gives with NaN, so that an element that nobody writes is seen."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(before[0], warn_only=before[1])

@@ -14,9 +14,15 @@ def main() -> None:
                     continue
                 op.call(native, op.make(shapes, dtype, "cuda"), **op.options[0])
     for dtype in FLOATS:
-        scale = torch.tensor(0.5, dtype=torch.float64 if dtype == torch.float64 else torch.float32, device="cuda")
+        scale = torch.tensor(
+            0.5, dtype=torch.float64 if dtype == torch.float64 else torch.float32, device="cuda"
+        )
         native.scale_(torch.ones(1001, dtype=dtype, device="cuda")[1:], scale)
-    native.ema_update([torch.zeros(9, dtype=torch.int64, device="cuda")], [torch.ones(9, dtype=torch.int64, device="cuda")], 0.9)
+    native.ema_update(
+        [torch.zeros(9, dtype=torch.int64, device="cuda")],
+        [torch.ones(9, dtype=torch.int64, device="cuda")],
+        0.9,
+    )
     torch.cuda.synchronize()
 
 

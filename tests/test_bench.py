@@ -139,7 +139,7 @@ def _run(device_type):
     rows = [_benchmark(case, "mtkernels", [1e-4, 2e-4, 1e-4]) for case in ("256x1000", "64x65536")]
     rows += [_benchmark("256x1000", "eager torch", [4e-4, 8e-4, 4e-4])]
     errors = [{"group": "softmax_kl 64x65536", "peer": "eager torch", "error": "wrong result: output 0"}]
-    facts = {"device_type": device_type, "device": "Some Device (R) 9", "threads": 2, "load_average": 0.1}
+    facts = {"device_type": device_type, "device": "Some Device (R) 9", "threads": 2, "others_cpu": 0.3}
     facts |= {"cache_bytes": 0, "copy_bandwidth": 6e10, "command": "python -m pytest bench"}
     facts |= {"versions": {"torch": "2.13.0", "mtkernels": "0.1.0"}, "errors": errors}
     return {
@@ -165,6 +165,7 @@ def test_report_writes_its_three_files(tmp_path, device_type):
     assert "| **mtkernels** | 100 us |" in table
     assert "4.00 (4.00 - 4.00)" in table  # within rounds, whatever the second round's clock did
     assert "50%" in table and "Some Device (R) 9" in table and "`python -m pytest bench`" in table
+    assert "used 30% of the CPUs meanwhile. BUSY MACHINE" in table
     assert "| no time |" in table and "wrong result: output 0" in table
     rows = list(csv.DictReader((tmp_path / "out" / "results.csv").open()))
     assert [row["error"] for row in rows] == ["", "", "", "wrong result: output 0"]

@@ -1,4 +1,4 @@
-"""The build as installed: what `_C` links, what its stub says, what a bug report prints, how little an import brings in."""
+"""The build as installed: what `_C` links, what its stub says, what a bug report prints, what an import brings in."""
 
 import ast
 import shutil
@@ -12,22 +12,37 @@ import mtkernels
 from mtkernels import _C
 from mtkernels.__main__ import facts
 
-SYSTEM = {"libc", "libm", "libstdc++", "libgcc_s", "libgomp", "libdl", "libpthread", "librt", "ld-linux-x86-64"}
+SYSTEM = {
+    "libc",
+    "libm",
+    "libstdc++",
+    "libgcc_s",
+    "libgomp",
+    "libdl",
+    "libpthread",
+    "librt",
+    "ld-linux-x86-64",
+}
 
 
 def run(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 @pytest.mark.skipif(not shutil.which("readelf"), reason="no readelf here")
 def test_native_module_needs_system_libraries_only():
-    listing = subprocess.run(["readelf", "-d", _C.__file__], check=True, capture_output=True, text=True).stdout
+    listing = subprocess.run(
+        ["readelf", "-d", _C.__file__], check=True, capture_output=True, text=True
+    ).stdout
     needed = {line.split("[")[1].split(".so")[0] for line in listing.splitlines() if "(NEEDED)" in line}
     assert needed <= SYSTEM, needed - SYSTEM
 
 
 def test_native_module_imports_without_torch():
-    code = f"import sys; sys.path.insert(0, {str(Path(_C.__file__).parent)!r}); import _C; print('torch' in sys.modules)"
+    folder = str(Path(_C.__file__).parent)
+    code = f"import sys; sys.path.insert(0, {folder!r}); import _C; print('torch' in sys.modules)"
     assert run(code) == "False"
 
 
@@ -58,7 +73,9 @@ def test_stub_names_what_the_module_has():
 
 
 def test_bug_report():
-    printed = subprocess.run([sys.executable, "-m", "mtkernels"], check=True, capture_output=True, text=True).stdout
+    printed = subprocess.run(
+        [sys.executable, "-m", "mtkernels"], check=True, capture_output=True, text=True
+    ).stdout
     for name in ("mtkernels", "build", "python", "torch", "backends", "cpu", "gpu"):
         assert f"{name}: " in printed
     assert mtkernels.__version__ == facts()["mtkernels"]

@@ -55,7 +55,8 @@ EMA = {
     "integers into floats": (
         lambda: ([A], [torch.ones(3, dtype=torch.int64)], 0.9),
         TypeError,
-        "ema_update: teacher[0] must have the dtype of its student (torch.int64) or a floating one like it, got torch.float32",
+        "ema_update: teacher[0] must have the dtype of its student (torch.int64) or a floating one like it, "
+        "got torch.float32",
     ),
     "complex into real": (
         lambda: ([A], [torch.ones(3, dtype=torch.complex64)], 0.9),
@@ -70,7 +71,11 @@ EMA = {
         "got torch.float8_e4m3fn",
     ),
     "memory format": (
-        lambda: ([torch.ones(2, 3, 4, 4)], [torch.ones(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)], 0.9),
+        lambda: (
+            [torch.ones(2, 3, 4, 4)],
+            [torch.ones(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)],
+            0.9,
+        ),
         ValueError,
         "ema_update: student[0] must have the memory format of its teacher, strides [48, 16, 4, 1], got [48, 1, 12, 3]",
     ),
@@ -87,12 +92,14 @@ EMA = {
     "meta": (
         lambda: ([A], [torch.ones(3, device="meta")], 0.9),
         TypeError,
-        "ema_update: student[0] must be a dense tensor in memory, got layout torch.strided, dtype torch.float32 on meta",
+        "ema_update: student[0] must be a dense tensor in memory, "
+        "got layout torch.strided, dtype torch.float32 on meta",
     ),
     "sparse": (
         lambda: ([A], [torch.ones(3).to_sparse()], 0.9),
         TypeError,
-        "ema_update: student[0] must be a dense tensor in memory, got layout torch.sparse_coo, dtype torch.float32 on cpu",
+        "ema_update: student[0] must be a dense tensor in memory, "
+        "got layout torch.sparse_coo, dtype torch.float32 on cpu",
     ),
     "quantized": (
         lambda: ([A], [quantized()], 0.9),
@@ -119,8 +126,16 @@ EMA = {
         ValueError,
         "ema_update: teacher[1] must have memory of its own, got that of an earlier teacher with another student",
     ),
-    "decay above 1": (lambda: ([A], [B], 1.5), ValueError, "ema_update: decay must be between 0 and 1, got 1.5"),
-    "decay NaN": (lambda: ([A], [B], float("nan")), ValueError, "ema_update: decay must be between 0 and 1, got nan"),
+    "decay above 1": (
+        lambda: ([A], [B], 1.5),
+        ValueError,
+        "ema_update: decay must be between 0 and 1, got 1.5",
+    ),
+    "decay NaN": (
+        lambda: ([A], [B], float("nan")),
+        ValueError,
+        "ema_update: decay must be between 0 and 1, got nan",
+    ),
     "decay tensor out of range": (
         lambda: ([A], [B], torch.tensor(-0.5)),
         ValueError,
@@ -180,7 +195,8 @@ def test_ema_update_refuses_buffers():
     with pytest.raises(ValueError) as caught:
         mtkernels.ema_update([A], [B], 0.9, buffers="copy")
     assert str(caught.value) == (
-        "ema_update: buffers must be 'average' where teacher is no module (a list does not tell its buffers), got 'copy'"
+        "ema_update: buffers must be 'average' where teacher is no module (a list does not tell its buffers), "
+        "got 'copy'"
     )
 
 
@@ -215,7 +231,12 @@ LOSS = {
     ),
     "no tensor": (lambda: (None, L), {}, TypeError, "student must be a torch.Tensor, got NoneType"),
     "teacher no tensor": (lambda: (L, 3.0), {}, TypeError, "teacher must be a torch.Tensor, got float"),
-    "0-d": (lambda: (L[0, 0], L[0, 0]), {}, ValueError, "student must have a dim of classes, got a 0-d tensor"),
+    "0-d": (
+        lambda: (L[0, 0], L[0, 0]),
+        {},
+        ValueError,
+        "student must have a dim of classes, got a 0-d tensor",
+    ),
     "no class": (
         lambda: (L[:, :0], L[:, :0]),
         {},

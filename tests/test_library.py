@@ -1,4 +1,4 @@
-"""The registered ops: opcheck, torch.compile, export, fake tensors, functorch; and that eager does not go through them."""
+"""The registered ops: opcheck, torch.compile, export, fake tensors, functorch; and that eager goes past them."""
 
 import pytest
 import torch
@@ -25,7 +25,9 @@ def logits(rows=6, classes=11, *, requires_grad=True):
 def test_opcheck_of_losses(name, reduction):
     student, teacher = logits()
     torch.library.opcheck(getattr(torch.ops.mtkernels, name).default, (student, teacher, -1, reduction, True))
-    torch.library.opcheck(getattr(torch.ops.mtkernels, name).default, (student.detach(), teacher, 0, reduction, False))
+    torch.library.opcheck(
+        getattr(torch.ops.mtkernels, name).default, (student.detach(), teacher, 0, reduction, False)
+    )
 
 
 @pytest.mark.parametrize("decay", [0.9, torch.tensor(0.9)], ids=["float", "tensor"])
@@ -64,7 +66,9 @@ def test_ema_update_of_modules_compiles_to_a_full_graph():
 
     doubled = step(teachers[0], student)
     mtkernels.ema_update(teachers[1], student, 0.75)
-    for ours, expected in zip(teachers[0].state_dict().values(), teachers[1].state_dict().values(), strict=True):
+    for ours, expected in zip(
+        teachers[0].state_dict().values(), teachers[1].state_dict().values(), strict=True
+    ):
         assert torch.equal(ours, expected)
     assert torch.equal(doubled, teachers[1][0].weight * 2)
 
@@ -142,9 +146,13 @@ def test_a_retained_graph_gives_the_same_gradient_again(name):
 @losses
 def test_second_derivatives_are_refused(name):
     student, teacher = logits()
-    with pytest.raises(NotImplementedError, match=f"{name}: its gradient has no derivative, got create_graph=True"):
+    with pytest.raises(
+        NotImplementedError, match=f"{name}: its gradient has no derivative, got create_graph=True"
+    ):
         torch.autograd.grad(getattr(mtkernels, name)(student, teacher), student, create_graph=True)
-    with pytest.raises(NotImplementedError, match=f"{name}: torch.func transforms must not be nested, got 2 levels"):
+    with pytest.raises(
+        NotImplementedError, match=f"{name}: torch.func transforms must not be nested, got 2 levels"
+    ):
         gradient = torch.func.grad(lambda s: getattr(mtkernels, name)(s, teacher))
         torch.func.grad(lambda s: gradient(s).sum())(student.detach())
 

@@ -26,7 +26,10 @@ TARGETS += [
         name,
         "cuda",
         id=f"{name}-cuda",
-        marks=[pytest.mark.gpu, pytest.mark.skipif(not present, reason=f"no CUDA kernels in the {name} backend here")],
+        marks=[
+            pytest.mark.gpu,
+            pytest.mark.skipif(not present, reason=f"no CUDA kernels in the {name} backend here"),
+        ],
     )
     for name, present in (("native", native.HAS_CUDA), ("triton", HAS_TRITON))
 ]
@@ -64,7 +67,9 @@ def test_op_equals_reference(op, shapes, dtype, backend, device):
 @ops
 def test_mixed_dtypes(op, dtype, student_dtype, backend, device):
     def make(seed):
-        first, second = op.make(((5, 100), (5, 7))[: 1 if op.name != "ema_update" else 2], dtype, device, seed)
+        first, second = op.make(
+            ((5, 100), (5, 7))[: 1 if op.name != "ema_update" else 2], dtype, device, seed
+        )
         return first, [tensor.to(student_dtype) for tensor in second]
 
     check(op, _backend(backend), make, **op.options[0])
@@ -184,7 +189,11 @@ def test_a_student_that_excludes_the_teachers_class(op, backend, device):
 def test_the_same_bits_again(op, backend, device):
     (student,), (teacher,) = op.make(((513, 200),), torch.float32, device)
     outputs = [op.call(_backend(backend), ([student], [teacher])) for _ in range(3)]
-    assert all(torch.equal(ours, first) for later in outputs[1:] for ours, first in zip(later, outputs[0], strict=True))
+    assert all(
+        torch.equal(ours, first)
+        for later in outputs[1:]
+        for ours, first in zip(later, outputs[0], strict=True)
+    )
 
 
 @losses
@@ -276,7 +285,9 @@ def test_ema_update_replays_in_a_cuda_graph_with_a_live_decay():
 @pytest.mark.parametrize("backend", ["native", "triton"])
 def test_one_launch_and_no_sync(backend):
     """Whatever the number of tensors; a loss and its gradient likewise."""
-    teacher, student = random_lists(((1000,),) * 300 + ((),) * 20 + ((512, 512, 3, 3),), torch.float32, "cuda")
+    teacher, student = random_lists(
+        ((1000,),) * 300 + ((),) * 20 + ((512, 512, 3, 3),), torch.float32, "cuda"
+    )
     (logits,), (targets,) = OPS["softmax_mse"].make(((64, 1000),), torch.float32, "cuda")
     calls = {
         "ema_update": lambda: _backend(backend).ema_update(teacher, student, 0.99),

@@ -45,4 +45,6 @@ def test_every_docstring_has_its_parts():
 def test_native_core_includes_no_torch():
     for path in (ROOT / "csrc").iterdir():
         for line in path.read_text().splitlines():
-            assert not (line.startswith("#include") and any(name in line for name in ("torch/", "ATen/", "c10/"))), path
+            assert not (
+                line.startswith("#include") and any(name in line for name in ("torch/", "ATen/", "c10/"))
+            ), path

@@ -19,8 +19,12 @@ from mtkernels.testing import FLOATS, OPS, check
 pytest.importorskip("triton", reason="Triton is not installed")
 interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = [
-    pytest.mark.skipif(not interpreted, reason="TRITON_INTERPRET is not 1: test_ops.py runs the kernels on the GPU"),
-    pytest.mark.filterwarnings("ignore::RuntimeWarning:triton"),  # numpy's, of inf - inf in elements that are discarded
+    pytest.mark.skipif(
+        not interpreted, reason="TRITON_INTERPRET is not 1: test_ops.py runs the kernels on the GPU"
+    ),
+    pytest.mark.filterwarnings(
+        "ignore::RuntimeWarning:triton"
+    ),  # numpy's, of inf - inf in elements that are discarded
 ]
 if interpreted:
     from mtkernels.backends import triton
@@ -85,7 +89,10 @@ def test_every_code_of_the_plan(offset, decay):
             pairs = [pair[side] for pair in itertools.product(FLOATS, FLOATS)]
             values = op.make(((1030 + offset,),) * 16, F64, seed=seed)[side]
             floats = [value.to(dtype)[offset:] for value, dtype in zip(values, pairs, strict=True)]
-            integers = [torch.arange(n, dtype=dtype) * (side + 1) for n, dtype in ((37, torch.uint8), (40, torch.int64))]
+            integers = [
+                torch.arange(n, dtype=dtype) * (side + 1)
+                for n, dtype in ((37, torch.uint8), (40, torch.int64))
+            ]
             return floats + integers + [value.clone() for value in floats]
 
         return tensors(0), tensors(1)
@@ -153,11 +160,14 @@ def test_layouts_of_logits(op, student_layout):
 def test_row_dims_that_lie_apart(op):
     def make(dims):
         return lambda seed: tuple(
-            [tensor[(slice(None, None, 2),) * dims]] for (tensor,) in op.make(((4,) * dims + (5,),), F32, seed=seed)
+            [tensor[(slice(None, None, 2),) * dims]]
+            for (tensor,) in op.make(((4,) * dims + (5,),), F32, seed=seed)
         )
 
     check(op, triton, make(4), reduction="none")
-    with pytest.raises(NotImplementedError, match=f"{op.name}: student must have rows along at most 4 dims that lie"):
+    with pytest.raises(
+        NotImplementedError, match=f"{op.name}: student must have rows along at most 4 dims that lie"
+    ):
         op.call(triton, make(5)(0))
 
 
@@ -257,7 +267,9 @@ def test_scale(dtype):
 
 def _python(*arguments, **environment):
     kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    return subprocess.run([sys.executable, *arguments], env=kept | environment, capture_output=True, text=True, timeout=600)
+    return subprocess.run(
+        [sys.executable, *arguments], env=kept | environment, capture_output=True, text=True, timeout=600
+    )
 
 
 def test_triton_is_imported_by_its_backend_alone():
@@ -285,7 +297,11 @@ def _compile_for(target: str) -> None:
         get_current_device = staticmethod(lambda: 0)
         get_current_stream = staticmethod(lambda device: 0)
         get_current_target = staticmethod(
-            lambda: GPUTarget("hip", target, 64) if target.startswith("gfx") else GPUTarget("cuda", int(target[3:]), 32)
+            lambda: (
+                GPUTarget("hip", target, 64)
+                if target.startswith("gfx")
+                else GPUTarget("cuda", int(target[3:]), 32)
+            )
         )
 
     def compile_only(kernel):
@@ -301,7 +317,9 @@ def _compile_for(target: str) -> None:
     for name in ("ema_update", "consistency", "scale"):
         compile_only(getattr(_module(name), f"_{name}_kernel"))
     for dtype in (F32, BF16):
-        for op, shape in itertools.product(LOSSES, ((64, 10), (64, 1000), (2, 20000), (2, 19, 8, 8), (2, 1200, 8, 8))):
+        for op, shape in itertools.product(
+            LOSSES, ((64, 10), (64, 1000), (2, 20000), (2, 19, 8, 8), (2, 1200, 8, 8))
+        ):
             op.call(triton, op.make((shape,), dtype), dim=1)
         triton.scale_(torch.ones(5000, dtype=dtype), torch.ones(()))
     for op, reduction in itertools.product(LOSSES, ("sum", "none")):

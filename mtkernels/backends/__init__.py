@@ -6,7 +6,7 @@ from mtkernels.backends import native, reference
 
 
 def backend_for(device_type: str) -> ModuleType:
-    """CPU: native. CUDA: native where `_C` has it, else Triton, as on ROCm (torch calls it cuda) and XPU. Else reference."""
+    """CPU: native. CUDA: native where `_C` has it, else Triton, as on ROCm and XPU. Anything else: reference."""
     if device_type == "cpu" or (device_type == "cuda" and native.HAS_CUDA):
         return native
     if device_type in ("cuda", "xpu"):

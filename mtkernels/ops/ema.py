@@ -24,8 +24,8 @@ def ema_update(
     teacher <- decay * teacher + (1 - decay) * student
 
     Args:
-        teacher, student: two modules (matched by name), two mappings of tensors (by key) or two sequences (by position).
-            Each pair has one shape, memory format and device. Floating dtypes (float16, bfloat16, float32, float64, and
+        teacher, student: two modules (matched by name), two mappings of tensors (by key) or two sequences (by
+            position). Each pair has one shape, memory format and device. Floating dtypes (float16, bfloat16, float32, float64, and
             complex) may differ within a pair: the average is computed in float32, or float64 where either is, and
             rounded once. Integer and bool tensors are copied. Tied weights are averaged once.
         decay: between 0 (copy the student) and 1 (keep the teacher), without unit; a number, or a 0-d float32 or
@@ -45,7 +45,9 @@ def ema_update(
         return
     if teachers and must_dispatch(teachers[0]):
         overload = torch.ops.mtkernels.ema_update
-        (overload.tensor if isinstance(decay, Tensor) else overload.default)(teachers, students, decay, copied)
+        (overload.tensor if isinstance(decay, Tensor) else overload.default)(
+            teachers, students, decay, copied
+        )
         return
     _update(teachers, students, decay, copied, names)
 
@@ -61,7 +63,11 @@ def _fake(teacher, student, decay, copied=0):
 
 
 define("ema_update(Tensor(a!)[] teacher, Tensor[] student, float decay, int copied=0) -> ()", _update, _fake)
-define("ema_update.tensor(Tensor(a!)[] teacher, Tensor[] student, Tensor decay, int copied=0) -> ()", _update, _fake)
+define(
+    "ema_update.tensor(Tensor(a!)[] teacher, Tensor[] student, Tensor decay, int copied=0) -> ()",
+    _update,
+    _fake,
+)
 
 
 def _pairs(teacher, student, buffers):
