@@ -25,9 +25,9 @@ def ema_update(
 
     Args:
         teacher, student: two modules (matched by name), two mappings of tensors (by key) or two sequences (by
-            position). Each pair has one shape, memory format and device. Floating dtypes (float16, bfloat16, float32, float64, and
-            complex) may differ within a pair: the average is computed in float32, or float64 where either is, and
-            rounded once. Integer and bool tensors are copied. Tied weights are averaged once.
+            position). Each pair has one shape, memory format and device. Floating dtypes (float16, bfloat16, float32,
+            float64, and complex) may differ within a pair: the average is computed in float32, or float64 where
+            either is, and rounded once. Integer and bool tensors are copied. Tied weights are averaged once.
         decay: between 0 (copy the student) and 1 (keep the teacher), without unit; a number, or a 0-d float32 or
             float64 tensor. One on the weights' device is read by the kernel, without a sync, also in a captured graph.
         buffers: for modules, what happens to floating buffers (batch-norm statistics): averaged, copied, or kept as the
