@@ -10,6 +10,7 @@ import importlib.metadata
 import os
 import platform
 import statistics
+import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from bench.peers import candidates
 
 SESSIONS = pytest.StashKey[dict[str, dict[str, Series]]]()
 FACTS = pytest.StashKey[dict]()
+STARTED = pytest.StashKey[tuple[float, float]]()
 DISTRIBUTIONS = ("torch", "triton", "ema-pytorch", "torch-ema", "timm", "liger-kernel", "numpy")
 
 
@@ -57,11 +59,11 @@ def facts(pytestconfig) -> dict:
     if threads is not None:
         torch.set_num_threads(threads)
     device = pytestconfig.getoption("--bench-device")
+    pytestconfig.stash[STARTED] = time.monotonic(), _others_cpu_seconds()
     pytestconfig.stash[FACTS] = {
         "device_type": device,
         "device": torch.cuda.get_device_name() if device == "cuda" else _cpu_name(),
         "threads": torch.get_num_threads(),
-        "load_average": round(os.getloadavg()[0], 2),
         "cache_bytes": 0 if device == "cuda" else _last_level_cache(),  # 0: flushed before each call
         "copy_bandwidth": 0.0,  # the best seen, measured again before each group
         "command": " ".join(["python -m pytest", *map(str, pytestconfig.invocation_params.args)]),
@@ -120,7 +122,11 @@ def pytest_benchmark_update_json(config, benchmarks, output_json):
         for peer, series in found.items()
         if series.error is not None
     ]
-    output_json["mtkernels"] = {**config.stash.get(FACTS, {}), "errors": errors}
+    output_json["mtkernels"] = {**config.stash.get(FACTS, {}), "errors": errors, "others_cpu": None}
+    if config.stash.get(STARTED, None):
+        start, seconds = config.stash[STARTED]
+        busy = (_others_cpu_seconds() - seconds) / (time.monotonic() - start) / (os.cpu_count() or 1)
+        output_json["mtkernels"]["others_cpu"] = round(max(busy, 0.0), 3)
 
 
 def _versions() -> dict[str, str | None]:
@@ -131,6 +137,13 @@ def _versions() -> dict[str, str | None]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = None
     return found
+
+
+def _others_cpu_seconds() -> float:
+    """CPU time that all processes but this one and its children have had so far; 0 where the machine does not tell."""
+    fields = (_lines("/proc/stat") or ["cpu 0"])[0].split()[1:]
+    user, nice, system = (float(field) / os.sysconf("SC_CLK_TCK") for field in (*fields, 0, 0)[:3])
+    return user + nice + system - sum(os.times()[:4])
 
 
 def _cpu_name() -> str:

@@ -8,7 +8,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.ticker import FuncFormatter
-from report import OURS, Row, seconds, size
+from report import OURS, Row, busy, seconds, size
 
 # Below 1 (the peer is faster) orange, above 1 blue: told apart with any colour vision.
 SPEED = LinearSegmentedColormap.from_list("speed", ["#d9662b", "#f6d5bd", "#f7f7f7", "#c3d9ec", "#2f79b5"])
@@ -45,7 +45,7 @@ def _caption(facts: dict) -> str:
         f"Copy floor: the fewest bytes at this machine's measured copy bandwidth, "
         f"{facts['copy_bandwidth'] / 1e9:.0f} GB/s.\n"
         f"{facts['date']} UTC, commit {facts['commit']}, torch {facts['versions'].get('torch')}, "
-        f"load average {facts['load_average']} before the run"
+        f"{busy(facts)}"
     )
 
 

