@@ -8,6 +8,7 @@ import itertools
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -39,6 +40,18 @@ def _module(name):
     return importlib.import_module(f"mtkernels.backends.triton.{name}")
 
 
+def _check(op, make, draws=2, **options):
+    """`check`, with the interpreter on the first draws alone, since it is slow: the yardstick gets them all."""
+    drawn = itertools.count()
+
+    def call(backend, inputs, **options):
+        return op.call(
+            reference if backend is triton and next(drawn) >= draws else backend, inputs, **options
+        )
+
+    check(replace(op, call=call), triton, make, **options)
+
+
 def _rows():  # op and shapes of each case
     for op in OPS.values():
         for case, shapes in op.cases.items():
@@ -51,11 +64,10 @@ def test_op_equals_reference(op, shapes, dtype):
     large = max(torch.Size(shape).numel() for shape in shapes) > 50_000
     if large and dtype is not F32:
         pytest.skip("the interpreter is slow: fp32 only")
-    all_options = dtype is F32 and shapes in (op.cases.get("network"), op.cases.get("dense map"))
-    for options in op.options if all_options else op.options[:1]:
+    for options in op.options if dtype is F32 and not large else op.options[:1]:
         if op in LOSSES and (shapes[0] or (1,))[options.get("dim", -1)] == 0:
             continue  # no classes: refused
-        check(op, triton, lambda seed: op.make(shapes, dtype, seed=seed), **options)
+        _check(op, lambda seed: op.make(shapes, dtype, seed=seed), **options)
 
 
 @pytest.fixture(autouse=True)
@@ -101,11 +113,16 @@ def test_every_code_of_the_plan(offset, decay):
     expected = op.call(reference, make(0), decay=decay, copied=16)
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(outputs[16:], expected[16:], strict=True))
 
-    def floats(seed):
-        teacher, student = make(seed)
-        return teacher[:16], student[:16]
+    for doubles in (False, True):  # judged apart: they have yardsticks of their own
 
-    check(op, triton, floats, decay=decay)
+        def floats(seed, doubles=doubles):
+            pairs = list(zip(*make(seed), strict=True))[:16]
+            return tuple(
+                zip(*(pair for pair in pairs if (F64 in {t.dtype for t in pair}) == doubles), strict=True)
+            )
+
+        _check(op, floats, decay=decay)
+    torch.testing.assert_close(outputs[:16], expected[:16])
 
 
 @pytest.mark.parametrize("decay_dtype", [F32, F64])
@@ -145,12 +162,12 @@ LAYOUTS = {
 @losses
 def test_layouts_of_logits(op, student_layout):
     for teacher_layout, dim in ((student_layout, 1), ("contiguous", 1), ("transposed", -1), ("expanded", 1)):
-        # Large, so that few draws are enough.
+
         def make(seed, teacher_layout=teacher_layout):
-            (student,), (teacher,) = op.make(((3, 21, 30, 20),), F32, seed=seed)
+            (student,), (teacher,) = op.make(((3, 6, 5, 4),), F32, seed=seed)
             return [LAYOUTS[student_layout](student)], [LAYOUTS[teacher_layout](teacher)]
 
-        check(op, triton, make, dim=dim, reduction="none")
+        _check(op, make, dim=dim, reduction="none")
     student, teacher = (tensors[0] for tensors in make(0))
     gradient = getattr(triton, op.name)(student, teacher, 1, "mean", True)[1]
     assert gradient.stride() == torch.empty_like(student).stride()
@@ -164,7 +181,7 @@ def test_row_dims_that_lie_apart(op):
             for (tensor,) in op.make(((4,) * dims + (5,),), F32, seed=seed)
         )
 
-    check(op, triton, make(4), reduction="none")
+    _check(op, make(4), reduction="none")
     with pytest.raises(
         NotImplementedError, match=f"{op.name}: student must have rows along at most 4 dims that lie"
     ):
@@ -178,7 +195,7 @@ def test_mixed_dtypes(op, student, teacher):
         (a,), (b,) = op.make(((5, 100),), F64, seed=seed)
         return [a.to(student)], [b.to(teacher)]
 
-    check(op, triton, make)
+    _check(op, make)
 
 
 # Rows of several tiles and of one, in one block and in several, also strided.
@@ -201,7 +218,7 @@ def test_large_and_masked_logits(op, shape, dim):
         return [student], [teacher]
 
     for reduction in ("none", "sum"):
-        check(op, triton, make, dim=dim, reduction=reduction)
+        _check(op, make, dim=dim, reduction=reduction)
     row_losses, gradient = op.call(triton, make(0), dim=dim, reduction="none")
     assert not row_losses[3:5].any() and not gradient.movedim(dim, -1)[3:5].any()
 
@@ -287,7 +304,7 @@ def test_every_kernel_compiles(target, tmp_path):
 
 
 def _compile_for(target: str) -> None:
-    """Prints each compiled kernel's name and the size of its code. The launches are the backend's own, stopped short."""
+    """Prints each compiled kernel's name and the size of its code. The launches are the backend's, stopped short."""
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
 

@@ -1,8 +1,8 @@
 """The losses between a student's and a teacher's logits: one kernel for all of them, and its launch.
 
-Of csrc/consistency.h, in its letters: p = softmax(a), q = softmax(b), ea = exp(a - ma) with ma = max a, za = sum ea. A row
-that is -inf throughout on either side has loss 0 and gradient 0. A program walks tiles of [ROWS, BLOCK] logits: rows that
-fit a block are read once, longer ones two or three times.
+Of csrc/consistency.h, in its letters: p = softmax(a), q = softmax(b), ea = exp(a - ma) with ma = max a, za = sum ea.
+A row that is -inf throughout on either side has loss 0 and gradient 0. A program walks tiles of [ROWS, BLOCK] logits:
+rows that fit a block are read once, longer ones two or three times. Row losses are added up in fp64.
 """
 
 import functools
@@ -52,7 +52,7 @@ def _logits(pointers, columns, stride, classes, in_row, wide: tl.constexpr):
 
 @triton.jit
 def _weights(za, zb):
-    """Which rows are masked, and what makes p - q = (ea * ratio - eb) * inverse_zb: 0 for equal sides, even contracted."""
+    """Which rows are masked; p - q = (ea * ratio - eb) * inverse_zb, 0 for equal sides even where it is contracted."""
     masked = (za == 0) | (zb == 0)
     za = tl.where(masked, 1.0, za)
     zb = tl.where(masked, 1.0, zb)
@@ -79,14 +79,16 @@ def _row_loss(LOSS: tl.constexpr, first, za, zb, inverse_classes):
 
 
 @triton.jit
-def _store_gradient(
-    LOSS: tl.constexpr, pointers, columns, stride, classes, in_row, masked, ea, d, along, za, scale, inverse_classes
-):
+def _gradient(LOSS: tl.constexpr, ea, d, along, za, scale, inverse_classes):
     if LOSS == "softmax_mse":
         factor = _divide(2 * scale * inverse_classes + tl.zeros_like(za), za)
-        gradient = factor * ea * (d - _divide(along, za))
+        return factor * ea * (d - _divide(along, za))
     else:
-        gradient = scale * d
+        return scale * d
+
+
+@triton.jit
+def _store(pointers, columns, stride, classes, in_row, masked, gradient):
     gradient = tl.where(masked, 0.0, gradient).to(pointers.dtype.element_ty)
     tl.store(pointers + columns.to(tl.int64) * stride, gradient, mask=in_row & (columns < classes))
 
@@ -108,9 +110,8 @@ def _tile_in_one_block(
     d = (ea * ratio - eb) * inverse_zb
     first, along = _sums(LOSS, x, y, ea, eb, d)
     if GRADIENT:
-        _store_gradient(
-            LOSS, gradients, columns, stride_d, classes, in_row, masked, ea, d, along, za, scale, inverse_classes
-        )
+        gradient = _gradient(LOSS, ea, d, along, za, scale, inverse_classes)
+        _store(gradients, columns, stride_d, classes, in_row, masked, gradient)
     return tl.where(masked, 0.0, _row_loss(LOSS, first, za, zb, inverse_classes))
 
 
@@ -151,18 +152,16 @@ def _tile_in_blocks(
         first += block_first
         along += block_along
         if GRADIENT and LOSS == "softmax_kl":
-            _store_gradient(
-                LOSS, gradients, columns, stride_d, classes, in_row, masked, ea, d, along, za, scale, inverse_classes
-            )
+            gradient = _gradient(LOSS, ea, d, along, za, scale, inverse_classes)
+            _store(gradients, columns, stride_d, classes, in_row, masked, gradient)
     if GRADIENT and LOSS == "softmax_mse":
         for start in range(0, classes, BLOCK):
             columns = start + tl.arange(0, BLOCK)[None, :]
             ea = tl.exp(_logits(students, columns, stride_a, classes, in_row, wide) - ma)
             eb = tl.exp(_logits(teachers, columns, stride_b, classes, in_row, wide) - mb)
             d = (ea * ratio - eb) * inverse_zb
-            _store_gradient(
-                LOSS, gradients, columns, stride_d, classes, in_row, masked, ea, d, along, za, scale, inverse_classes
-            )
+            gradient = _gradient(LOSS, ea, d, along, za, scale, inverse_classes)
+            _store(gradients, columns, stride_d, classes, in_row, masked, gradient)
     return tl.where(masked, 0.0, _row_loss(LOSS, first, za, zb, inverse_classes))
 
 
@@ -281,7 +280,7 @@ def _has_fp64(device: torch.device) -> bool:
 
 
 def _ticket_of(device: torch.device) -> Tensor:
-    """A captured graph gets its own, which it zeroes at each replay: others may replay on the stream at the same time."""
+    """One per stream. A captured graph, which may be replayed on any, has its own and zeroes it at each replay."""
     if is_capturing(device):
         return torch.zeros(1, dtype=torch.int32, device=device)
     if device.type == "cpu":
@@ -292,5 +291,4 @@ def _ticket_of(device: torch.device) -> Tensor:
 
 @functools.cache
 def _ticket(device: torch.device, stream: int) -> Tensor:
-    """One per stream, whose launches follow one another."""
     return torch.zeros(1, dtype=torch.int32, device=device)

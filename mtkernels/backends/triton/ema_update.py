@@ -46,7 +46,9 @@ def _step(dst, src, mask, weight, from_teacher, AVERAGE: tl.constexpr):
 
 
 @triton.jit
-def _row(dst, src, count, weight, from_teacher, CODE: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
+def _row(
+    dst, src, count, weight, from_teacher, CODE: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr
+):
     # 32 and 33 are the copies of bytes and of words.
     dst_tag: tl.constexpr = CODE - 28 if CODE >= 32 else CODE % 16 // 4
     src_tag: tl.constexpr = CODE - 28 if CODE >= 32 else CODE % 4
@@ -122,7 +124,7 @@ def _weight(decay: float, doubles: bool) -> tuple[float | int, int]:
 
 @functools.lru_cache(maxsize=64)
 def _table(rows: bytes, device: torch.device) -> tuple[Tensor, tuple[int, ...], bool]:
-    """The plan's rows on the device, uploaded when it is new and at no other time; its variants; whether it has fp64."""
+    """The plan's rows on the device, uploaded when they are new and only then; its variants; whether it has fp64."""
     if is_capturing(device):
         raise RuntimeError(
             "ema_update: teacher must have been updated by Triton once before the capture of a graph (its table is "

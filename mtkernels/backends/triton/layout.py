@@ -8,7 +8,9 @@ import triton
 
 _ROW_DIMS = 4  # as csrc/consistency.h
 _TILE = 2048  # logits of a tile of short rows
-_PROGRAMS = 4096  # each walks several tiles where there are more: the last one has as many partial losses to add up
+_PROGRAMS = (
+    4096  # each walks several tiles where there are more: the last one has as many partial losses to add up
+)
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,9 @@ class Layout:
     inner_tiles: int
     classes: int  # in units
     sizes: tuple[int, int]  # of the middle two of the four row dims
-    strides: tuple[tuple[int, ...], ...]  # of student, teacher, dstudent: classes, then the four row dims in units
+    strides: tuple[
+        tuple[int, ...], ...
+    ]  # of student, teacher, dstudent: classes, then the four row dims in units
     unit: int
     tile_rows: int
     block: int
@@ -32,7 +36,9 @@ class Layout:
 
 
 @functools.lru_cache(maxsize=256)
-def layout(op: str, shape: tuple[int, ...], dim: int, strides: tuple[tuple[int, ...], ...], doubles: bool) -> Layout:
+def layout(
+    op: str, shape: tuple[int, ...], dim: int, strides: tuple[tuple[int, ...], ...], doubles: bool
+) -> Layout:
     """strides: of student and teacher, and of dstudent where it is wanted."""
     dim %= len(shape)
     dims = _merged(shape, dim, strides)

@@ -33,4 +33,6 @@ def scale_(data: Tensor, factor: Tensor) -> None:
     count = data.numel()
     if count:
         with on_device(data.device):
-            _scale_kernel[(triton.cdiv(count, _BLOCK),)](data, factor, count, BLOCK=_BLOCK, enable_fp_fusion=FP_FUSION)
+            _scale_kernel[(triton.cdiv(count, _BLOCK),)](
+                data, factor, count, BLOCK=_BLOCK, enable_fp_fusion=FP_FUSION
+            )
