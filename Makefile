@@ -18,6 +18,7 @@ test: $(VENV)/.dev  ## the tests
 	$(BIN)/python -m pytest
 
 bench: $(VENV)/.dev  ## speed against other libraries; a table, a CSV and a plot under bench/results
+	@mkdir -p bench/results/local
 	$(BIN)/python -m pytest bench --benchmark-json=bench/results/local/results.json
 	$(BIN)/python bench/report.py bench/results/local/results.json
 
