@@ -1,5 +1,5 @@
-// The CUDA side of consistency.h: one launch gives loss and gradient. A group of threads shares a row: one thread (rows that
-// lie side by side, as in NCHW), some lanes of a warp, or a block.
+// The CUDA side of consistency.h: one launch gives loss and gradient. A group of threads shares a row: one
+// thread (rows that lie side by side, as in NCHW), some lanes of a warp, or a block.
 #pragma once
 #include <algorithm>
 
@@ -16,7 +16,8 @@ struct Sharing {
   Scratch scratch;
 };
 
-// The sum of x over the block, on every thread, in a fixed order. Barriers before and after: the slots are shared.
+// The sum of x over the block, on every thread, in a fixed order. Barriers before and after: the slots are
+// shared.
 __device__ inline double block_sum(double x) {
   double* slots = reinterpret_cast<double*>(shared_bytes());
   for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) x += __shfl_xor_sync(kAllLanes, x, lanes);
@@ -29,7 +30,8 @@ __device__ inline double block_sum(double x) {
   return sum;
 }
 
-// Whether this block is the last of the grid to come here. What every block wrote before is then visible to it.
+// Whether this block is the last of the grid to come here. What every block wrote before is then visible to
+// it.
 __device__ inline bool is_last_block(unsigned* ticket) {
   bool* last = reinterpret_cast<bool*>(shared_bytes());
   if (threadIdx.x == 0) {
@@ -52,7 +54,8 @@ __global__ void __launch_bounds__(kMaxThreads, F::kBlocksPerSm)
   const int64_t rows_per_block = static_cast<int>(blockDim.x) / group.size;
   double total = 0;
   for (int64_t first = blockIdx.x * rows_per_block; first < args.rows; first += gridDim.x * rows_per_block) {
-    const int64_t row = first + static_cast<int>(threadIdx.x) / group.size;  // past the end for some: an empty part
+    const int64_t row =
+        first + static_cast<int>(threadIdx.x) / group.size;  // past the end for some: an empty part
     RowPart<F, kCached> part(args, sharing.one_dim, group, row);
     Loss<Acc> loss(part.template sums<Loss<Acc>::kCross>(group), args.classes, sharing.scale);
     if constexpr (Loss<Acc>::kSecondPass) {
@@ -85,7 +88,8 @@ __global__ void __launch_bounds__(kMaxThreads, F::kBlocksPerSm)
 
 // ---- host
 
-constexpr int64_t kFewClasses = 32;  // one thread may hold them; in packs, head and tail would be most of the row
+constexpr int64_t kFewClasses =
+    32;  // one thread may hold them; in packs, head and tail would be most of the row
 
 inline int64_t power_of_two_from(int64_t x) {
   int64_t power = 1;
@@ -96,14 +100,16 @@ inline int64_t power_of_two_from(int64_t x) {
 // Whether packs of n classes start at the same classes in every operand, in every row.
 inline bool in_phase(const Consistency& args, int64_t n) {
   const auto phase = [n](const Operand& operand) {
-    const uint64_t elements = reinterpret_cast<uint64_t>(operand.data) / static_cast<uint64_t>(size_of(operand.dtype));
+    const uint64_t elements =
+        reinterpret_cast<uint64_t>(operand.data) / static_cast<uint64_t>(size_of(operand.dtype));
     return static_cast<int64_t>(elements) % n;
   };
   for (const Operand* operand : {&args.student, &args.teacher, &args.dstudent}) {
     if (!operand->data) continue;
     if (operand->class_stride != 1 || phase(*operand) != phase(args.student)) return false;
     for (int dim = 0; dim < kMaxRowDims; ++dim) {
-      if (args.row_sizes[dim] > 1 && (operand->row_strides[dim] - args.student.row_strides[dim]) % n != 0) return false;
+      if (args.row_sizes[dim] > 1 && (operand->row_strides[dim] - args.student.row_strides[dim]) % n != 0)
+        return false;
     }
   }
   return true;
@@ -112,9 +118,9 @@ inline bool in_phase(const Consistency& args, int64_t n) {
 // How many threads share a row, and whether their exponentials are cached.
 template <class F>
 Sharing choose_sharing(const Consistency& args, const DeviceLimits& limits, LaunchShape& shape) {
-  constexpr int64_t kItems = 4;     // packs of a thread, where there are rows enough to fill the device
-  constexpr int64_t kFull = 1024;   // threads that fill a multiprocessor
-  constexpr int64_t kSmall = 128;   // threads of a block of several rows
+  constexpr int64_t kItems = 4;           // packs of a thread, where there are rows enough to fill the device
+  constexpr int64_t kFull = 1024;         // threads that fill a multiprocessor
+  constexpr int64_t kSmall = 128;         // threads of a block of several rows
   constexpr int64_t kBeside = 64 * 1024;  // bytes of a cache that leaves room for other blocks
   const int64_t packs = ceil_div(args.classes, F::N);
   const bool strided = args.student.class_stride != 1 || args.teacher.class_stride != 1;
@@ -130,14 +136,16 @@ Sharing choose_sharing(const Consistency& args, const DeviceLimits& limits, Laun
   const auto threads = [&] { return group <= kWarp ? kSmall : group; };
   const int64_t item = 2 * F::N * static_cast<int64_t>(sizeof(typename F::Acc));  // bytes
   const int64_t shared = kSharedHeader + ceil_div(packs, group) * item * threads();
-  const int64_t most = thread_per_row ? std::min<int64_t>(kBeside, limits.shared_per_block) : limits.shared_per_block;
+  const int64_t most =
+      thread_per_row ? std::min<int64_t>(kBeside, limits.shared_per_block) : limits.shared_per_block;
   const bool cached = shared <= most;
   if (!cached && !thread_per_row) group = kMaxThreads;
   shape.threads = static_cast<int>(threads());
   shape.shared = cached ? shared : kSharedHeader;
   const int64_t by_shared = limits.shared_per_sm / (shape.shared + 1024);  // the system takes 1 kB of a block
   const int64_t resident = std::max<int64_t>(1, std::min<int64_t>(2048 / shape.threads, by_shared));
-  shape.blocks = std::min({ceil_div(args.rows, threads() / group), limits.sms * resident, int64_t{kMaxPartials}});
+  shape.blocks =
+      std::min({ceil_div(args.rows, threads() / group), limits.sms * resident, int64_t{kMaxPartials}});
   const bool one_dim = args.row_sizes[0] == 1 && args.row_sizes[1] == 1 && args.row_sizes[2] == 1;
   return {static_cast<int>(group), cached, one_dim, args.row_scale(), {nullptr, nullptr}};
 }
@@ -147,7 +155,8 @@ void launch_consistency(const Consistency& args, const char* op) {
   LaunchShape shape{0, 0, 0, args.stream};
   Sharing sharing = choose_sharing<F>(args, device_limits(args.device, op), shape);
   if (args.reduction != Reduction::none) sharing.scratch = scratch_of(args.device, args.stream, op);
-  launch(op, sharing.cached ? consistency_kernel<Loss, F, true> : consistency_kernel<Loss, F, false>, shape, args, sharing);
+  launch(op, sharing.cached ? consistency_kernel<Loss, F, true> : consistency_kernel<Loss, F, false>, shape,
+         args, sharing);
 }
 
 template <template <class> class Loss>
@@ -159,7 +168,9 @@ void consistency_cuda(const Consistency& args, const char* op) {
   }
   const DeviceGuard guard(args.device, op);
   if (args.rows == 0) {
-    const size_t bytes = args.reduction == Reduction::none ? 0 : args.doubles() ? sizeof(double) : sizeof(float);
+    const size_t bytes = args.reduction == Reduction::none ? 0
+                         : args.doubles()                  ? sizeof(double)
+                                                           : sizeof(float);
     if (bytes) check(cudaMemsetAsync(args.loss, 0, bytes, static_cast<cudaStream_t>(args.stream)), op);
     return;
   }

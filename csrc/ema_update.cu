@@ -1,5 +1,5 @@
-// ema_update on CUDA: one block per row of the chunked table. Each body serves one pair of dtypes; the wider of the two
-// moves in packs of 16 bytes.
+// ema_update on CUDA: one block per row of the chunked table. Each body serves one pair of dtypes; the wider
+// of the two moves in packs of 16 bytes.
 #include "ema_update.h"
 
 #include "launch.cuh"
@@ -41,8 +41,8 @@ struct Copy {
   }
 };
 
-// teacher is aligned to its packs, student where kAligned; elsewhere its packs are read by the element. kBatch packs are
-// loaded before the first is used.
+// teacher is aligned to its packs, student where kAligned; elsewhere its packs are read by the element.
+// kBatch packs are loaded before the first is used.
 template <int N, bool kAligned, class Dst, class Src, class Op>
 __device__ void run_packs(Dst* teacher, const Src* student, int64_t packs, Op op) {
   constexpr int kBatch = kAligned ? 4 : N < 8 ? 8 / N : 1;
@@ -111,9 +111,11 @@ __device__ void run_from(const Row& row, double decay) {
   }
 }
 
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm) ema_update_kernel(DeviceRows table, EmaUpdate args) {
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm)
+    ema_update_kernel(DeviceRows table, EmaUpdate args) {
   const double decay = args.decay_data ? read_number(args.decay_data, args.decay_dtype) : args.decay;
-  run_from<0>(table.rows[blockIdx.x], decay);  // no loop over rows: ptxas hoists every body's indices out of it, and spills
+  run_from<0>(table.rows[blockIdx.x],
+              decay);  // no loop over rows: ptxas hoists every body's indices out of it, and spills
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// What the .cu files share. Host: errors, the device, launches, scratch memory. Device: packs of 16 bytes, conversions.
+// What the .cu files share. Host: errors, the device, launches, scratch memory. Device: packs of 16 bytes,
+// conversions.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -49,8 +50,10 @@ inline DeviceLimits device_limits(int device, const char* op) {
   if (found != known.end()) return found->second;
   DeviceLimits limits{};
   check(cudaDeviceGetAttribute(&limits.sms, cudaDevAttrMultiProcessorCount, device), op);
-  check(cudaDeviceGetAttribute(&limits.shared_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), op);
-  check(cudaDeviceGetAttribute(&limits.shared_per_sm, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device), op);
+  check(cudaDeviceGetAttribute(&limits.shared_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+        op);
+  check(cudaDeviceGetAttribute(&limits.shared_per_sm, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device),
+        op);
   return known[device] = limits;
 }
 
@@ -65,7 +68,9 @@ template <class... Params>
 void launch(const char* op, void (*kernel)(Params...), const LaunchShape& shape, const Params&... args) {
   constexpr int64_t kDefaultShared = 48 * 1024;  // more has to be asked for, on each device
   if (shape.shared > kDefaultShared) {
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared)), op);
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(shape.shared)),
+          op);
   }
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(shape.blocks));
@@ -81,7 +86,8 @@ inline bool is_capturing(void* stream, const char* op) {
   return status != cudaStreamCaptureStatusNone;
 }
 
-// While it lives, this thread may allocate although a stream is being captured: nothing it does belongs in the graph.
+// While it lives, this thread may allocate although a stream is being captured: nothing it does belongs in
+// the graph.
 class RelaxedCapture {
  public:
   explicit RelaxedCapture(const char* op) { check(cudaThreadExchangeStreamCaptureMode(&mode_), op); }
@@ -92,8 +98,9 @@ class RelaxedCapture {
   cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
 };
 
-// New memory of the current device holding a copy of `from`, or zeros where that is null. Goes through a stream of its own
-// and waits for that alone, so that work in flight is not waited for and the memory can be used on any stream.
+// New memory of the current device holding a copy of `from`, or zeros where that is null. Goes through a
+// stream of its own and waits for that alone, so that work in flight is not waited for and the memory can be
+// used on any stream.
 inline void* new_device_memory(const void* from, size_t bytes, const char* op) {
   const RelaxedCapture relaxed(op);
   void* memory = nullptr;
@@ -113,8 +120,8 @@ inline void* new_device_memory(const void* from, size_t bytes, const char* op) {
 
 constexpr int kMaxPartials = 4096;  // blocks of a launch that reduces
 
-// What a reduction within one launch needs: a sum per block, and the count of blocks that have written theirs. The last
-// block sets the count back to 0, so that the next launch finds it so.
+// What a reduction within one launch needs: a sum per block, and the count of blocks that have written
+// theirs. The last block sets the count back to 0, so that the next launch finds it so.
 struct Scratch {
   double* partials;  // [kMaxPartials]
   unsigned* ticket;
@@ -126,8 +133,8 @@ inline Scratch new_scratch(const char* op) {
   return {partials, reinterpret_cast<unsigned*>(partials + kMaxPartials)};
 }
 
-// One for each stream, kept for the life of the process: launches of a stream do not overlap. A captured launch gets its
-// own, because its graph may be replayed on another stream, beside other work of this one.
+// One for each stream, kept for the life of the process: launches of a stream do not overlap. A captured
+// launch gets its own, because its graph may be replayed on another stream, beside other work of this one.
 inline Scratch scratch_of(int device, void* stream, const char* op) {
   if (is_capturing(stream, op)) return new_scratch(op);
   static std::mutex mutex;
@@ -157,7 +164,7 @@ struct alignas(kBytes < 16 ? kBytes : 16) Words {
 };
 
 template <class T, int N>
-using WordsOf = Words<N * static_cast<int>(sizeof(T))>;
+using WordsOf = Words<N* static_cast<int>(sizeof(T))>;
 
 // Tells the compiler what it cannot see of an address that it has read from memory.
 template <class T>

@@ -1,4 +1,5 @@
-// The plan's table in device memory, found again by its content: the steady state compares and copies nothing.
+// The plan's table in device memory, found again by its content: the steady state compares and copies
+// nothing.
 #include <algorithm>
 #include <cstring>
 #include <memory>
@@ -10,8 +11,9 @@ namespace mtk {
 namespace {
 
 constexpr const char* kOp = "plan";
-constexpr int64_t kRowsPerSm = 16;  // blocks that a multiprocessor gets to choose from; 8 of them are resident
-constexpr size_t kMaxTables = 64;   // on a device, beside those that graphs hold; about 100 kB each
+constexpr int64_t kRowsPerSm =
+    16;                            // blocks that a multiprocessor gets to choose from; 8 of them are resident
+constexpr size_t kMaxTables = 64;  // on a device, beside those that graphs hold; about 100 kB each
 
 struct Table {
   std::vector<Row> rows;  // as the plan has them
@@ -31,13 +33,14 @@ Tables& tables_of(int device) {
   return all[device];
 }
 
-// Tables of different pointers differ in their first bytes, so that only the right one is compared to its end.
+// Tables of different pointers differ in their first bytes, so that only the right one is compared to its
+// end.
 bool same_rows(const std::vector<Row>& a, const std::vector<Row>& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(Row)) == 0;
 }
 
-// Frees the older half at once: the first cudaFree waits for the device, so that no kernel reads what goes, and a caller
-// whose pointers change at every call should not wait at every call.
+// Frees the older half at once: the first cudaFree waits for the device, so that no kernel reads what goes,
+// and a caller whose pointers change at every call should not wait at every call.
 void evict(Tables& tables) {
   const RelaxedCapture relaxed(kOp);
   size_t kept = 0;
@@ -54,7 +57,8 @@ void evict(Tables& tables) {
 
 std::unique_ptr<Table> upload(const Plan& plan, int device) {
   const std::vector<Row> chunks = plan.chunks(kRowsPerSm * device_limits(device, kOp).sms);
-  auto table = std::make_unique<Table>(Table{plan.rows, {nullptr, static_cast<int64_t>(chunks.size())}, false});
+  auto table =
+      std::make_unique<Table>(Table{plan.rows, {nullptr, static_cast<int64_t>(chunks.size())}, false});
   table->device_rows.rows =
       static_cast<const Row*>(new_device_memory(chunks.data(), chunks.size() * sizeof(Row), kOp));
   return table;
@@ -68,9 +72,11 @@ DeviceRows device_rows(const Plan& plan, int device, void* stream) {
   Tables& tables = tables_of(device);
   const std::lock_guard<std::mutex> lock(tables.mutex);
   auto& list = tables.list;
-  auto found = std::find_if(list.begin(), list.end(), [&](const auto& table) { return same_rows(table->rows, plan.rows); });
+  auto found = std::find_if(list.begin(), list.end(),
+                            [&](const auto& table) { return same_rows(table->rows, plan.rows); });
   if (found == list.end()) {
-    const auto pinned = std::count_if(list.begin(), list.end(), [](const auto& table) { return table->pinned; });
+    const auto pinned =
+        std::count_if(list.begin(), list.end(), [](const auto& table) { return table->pinned; });
     if (!capturing && list.size() - static_cast<size_t>(pinned) >= kMaxTables) evict(tables);
     list.push_back(upload(plan, device));
     found = list.end() - 1;

@@ -60,10 +60,14 @@ void scale_cuda(const Scale& args) {
   if (args.count == 0) return;
   const DeviceGuard guard(args.device, kOp);
   switch (args.dtype) {
-    case Dtype::f32: return scale_as<float>(args);
-    case Dtype::f64: return scale_as<double>(args);
-    case Dtype::f16: return scale_as<half_bits>(args);
-    case Dtype::bf16: return scale_as<bfloat16_bits>(args);
+    case Dtype::f32:
+      return scale_as<float>(args);
+    case Dtype::f64:
+      return scale_as<double>(args);
+    case Dtype::f16:
+      return scale_as<half_bits>(args);
+    case Dtype::bf16:
+      return scale_as<bfloat16_bits>(args);
   }
 }
 

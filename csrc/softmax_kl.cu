@@ -1,4 +1,5 @@
-// softmax_kl on CUDA. sum_c q (log q - log p) = (sum_c eb (b - a)) / zb + log(za / zb), with logits less their maxima.
+// softmax_kl on CUDA. sum_c q (log q - log p) = (sum_c eb (b - a)) / zb + log(za / zb), with logits less
+// their maxima.
 #include "softmax_kl.h"
 
 #include "consistency.cuh"

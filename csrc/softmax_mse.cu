@@ -13,7 +13,9 @@ struct SoftmaxMse {
   Acc classes, inverse_za, factor, squares = 0, mean_along = 0;
 
   __device__ SoftmaxMse(const RowSums<Acc>& sums, int64_t classes, double scale)
-      : weights(sums), classes(static_cast<Acc>(classes)), inverse_za(sums.inverse_za()),
+      : weights(sums),
+        classes(static_cast<Acc>(classes)),
+        inverse_za(sums.inverse_za()),
         factor(static_cast<Acc>(2 * scale) / this->classes * inverse_za) {}
 
   // terms: sum of (p - q)^2, sum of ea (p - q)
@@ -27,7 +29,9 @@ struct SoftmaxMse {
     mean_along = terms[1] * inverse_za;
   }
   __device__ Acc value() const { return squares / classes; }
-  __device__ Acc gradient(Acc ea, Acc eb) const { return factor * ea * (weights.difference(ea, eb) - mean_along); }
+  __device__ Acc gradient(Acc ea, Acc eb) const {
+    return factor * ea * (weights.difference(ea, eb) - mean_along);
+  }
 };
 
 }  // namespace
