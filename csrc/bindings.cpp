@@ -98,7 +98,7 @@ py::bytes ema_rows(const py::sequence& teacher, const py::sequence& student, con
 
 // ---- the losses
 
-py::object torch_function(const char* name) { return py::module_::import("torch").attr(name); }
+py::object torch_attribute(const char* name) { return py::module_::import("torch").attr(name); }
 
 // An uninitialised loss: one element, or the student's shape without `dim`.
 py::object empty_loss(const TensorView& student, int64_t dim, bool doubles, Reduction reduction) {
@@ -107,15 +107,15 @@ py::object empty_loss(const TensorView& student, int64_t dim, bool doubles, Redu
     if (i != dim) shape.append(student.shape[i]);
   }
   py::object like = py::reinterpret_borrow<py::object>(student.object);
-  return like.attr("new_empty")(shape, py::arg("dtype") = torch_function(doubles ? "float64" : "float32"));
+  return like.attr("new_empty")(shape, py::arg("dtype") = torch_attribute(doubles ? "float64" : "float32"));
 }
 
 // Uninitialised, laid out like the student. fp32 for fp16 logits: fp16 would lose what a loss scale brings
 // back later.
 py::object empty_gradient(const TensorView& student) {
   py::handle like = student.object;
-  if (student.float_dtype() != Dtype::f16) return torch_function("empty_like")(like);
-  return torch_function("empty_like")(like, py::arg("dtype") = torch_function("float32"));
+  if (student.float_dtype() != Dtype::f16) return torch_attribute("empty_like")(like);
+  return torch_attribute("empty_like")(like, py::arg("dtype") = torch_attribute("float32"));
 }
 
 void check_consistency(const char* op, const py::object& student, const py::object& teacher,

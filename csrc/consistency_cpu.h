@@ -15,15 +15,15 @@
 namespace mtk {
 
 constexpr int kLanes = 16;            // rows of a tile
-constexpr int64_t kTileClasses = 48;  // contiguous rows shorter than this go in tiles
+constexpr int64_t kTileClasses = 64;  // contiguous rows shorter than this go in tiles
 constexpr int64_t kTileStrided =
     4096;  // strided rows go in tiles up to this many classes: 0.5 MB, about an L2
-constexpr int64_t kLogitsPerThread = 16 * 1024;  // fewer do not pay for one more thread
+constexpr int64_t kLogitsPerThread = 8 * 1024;  // fewer do not pay for one more thread
 
 // Classes of a row summed in the accumulator before an fp64 sum takes over; exp in fp64 is scalar, so its
 // blocks are short.
 template <class Acc>
-constexpr int64_t kBlock = sizeof(Acc) == 4 ? 256 : 32;
+constexpr int64_t kBlock = sizeof(Acc) == 4 ? 1024 : 32;
 
 // A row, or a tile of kLanes rows with (class c, lane) at c * kLanes + lane.
 // a, b: logits of student and teacher; ea, eb: room for exp(logit - max), which may be a and b; gradient may
@@ -82,8 +82,9 @@ Acc finite_max(Acc max) {
   return max == -std::numeric_limits<Acc>::infinity() ? Acc(0) : max;
 }
 
-// max a and max b; 0 for a row that is -inf throughout. x > m ? x : m vectorises in a reduction where std::max does not; the
-// two halves of both rows are four chains that do not wait for each other (one chain: 0.15 ns a logit, four: 0.05).
+// max a and max b; 0 for a row that is -inf throughout. x > m ? x : m vectorises in a reduction where
+// std::max does not; the two halves of both rows are four chains that do not wait for each other (one chain:
+// 0.15 ns a logit, four: 0.05).
 template <class Acc>
 MTK_CPU_CLONES static void row_max(const Acc* a, const Acc* b, int64_t classes, Acc* max_a, Acc* max_b) {
   const int64_t half = classes / 2;
@@ -174,6 +175,14 @@ MTK_CPU_CLONES static void gather_as(const Operand& operand, const int64_t* offs
     for (int64_t c = 0; c < classes; ++c) to[c] = static_cast<Acc>(widen(from[offsets[0] + c]));
     return;
   }
+  if (operand.class_stride == 1) {
+    for (int lane = 0; lane < width; ++lane) {
+      const T* row = from + offsets[lane < lanes ? lane : 0];
+#pragma GCC unroll 8
+      for (int64_t c = 0; c < classes; ++c) to[c * width + lane] = static_cast<Acc>(widen(row[c]));
+    }
+    return;
+  }
   for (int64_t c = 0; c < classes; ++c) {
     for (int lane = 0; lane < lanes; ++lane) {
       to[c * width + lane] = static_cast<Acc>(widen(from[offsets[lane] + c * operand.class_stride]));
@@ -189,6 +198,14 @@ MTK_CPU_CLONES static void scatter_as(const Acc* from, const Operand& operand, c
   if (width == 1 && operand.class_stride == 1) {
 #pragma omp simd
     for (int64_t c = 0; c < classes; ++c) store(&to[offsets[0] + c], from[c]);
+    return;
+  }
+  if (operand.class_stride == 1) {
+    for (int lane = 0; lane < lanes; ++lane) {
+      T* row = to + offsets[lane];
+#pragma GCC unroll 8
+      for (int64_t c = 0; c < classes; ++c) store(&row[c], from[c * width + lane]);
+    }
     return;
   }
   for (int64_t c = 0; c < classes; ++c) {
