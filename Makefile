@@ -22,7 +22,8 @@ bench: $(VENV)/.dev  ## speed against other libraries; a table, a CSV and a plot
 	$(BIN)/python -m pytest bench --benchmark-json=bench/results/local/results.json
 	$(BIN)/python bench/report.py bench/results/local/results.json
 
-lint: $(VENV)/.dev  ## ruff
+lint: $(VENV)/.dev  ## ruff and clang-format
+	$(BIN)/clang-format --dry-run --Werror csrc/*
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 

@@ -1,6 +1,7 @@
 """Drives CMake, which owns the list of sources and builds the module `mtkernels._C`."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,8 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}",
+            # Named at each build: the last one may have lain in a build environment that is gone.
+            f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}",
         ]
         subprocess.run(configure, check=True)
         jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1))

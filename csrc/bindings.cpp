@@ -46,12 +46,15 @@ void check_decay(double decay) {
 void read_decay(const py::object& decay, const TensorView& weights, EmaUpdate& args) {
   const Argument argument{"ema_update", "decay"};
   args.decay_data = nullptr;
-  if (PyFloat_Check(decay.ptr()) || PyLong_Check(decay.ptr())) {
-    args.decay = py::cast<double>(decay);
-    return check_decay(args.decay);
-  }
   if (!is_tensor(decay.ptr())) {
-    refuse(Refusal::type, argument, "be a number or a torch.Tensor", Py_TYPE(decay.ptr())->tp_name);
+    args.decay = PyFloat_AsDouble(decay.ptr());
+    if (args.decay == -1 && PyErr_Occurred()) {
+      const bool number = PyErr_ExceptionMatches(PyExc_OverflowError);
+      PyErr_Clear();
+      if (number) refuse(Refusal::value, argument, "be between 0 and 1", "a larger number than a float holds");
+      refuse(Refusal::type, argument, "be a number or a torch.Tensor", Py_TYPE(decay.ptr())->tp_name);
+    }
+    return check_decay(args.decay);
   }
   const TensorView view = TensorView::of(decay.ptr(), argument);
   if (view.numel() != 1)
@@ -84,8 +87,7 @@ void ema_update(const py::sequence& teacher, const py::sequence& student, const 
          ema_update_cpu, ema_update_cuda);
 }
 
-// The checked, chunked table as bytes, rows of four int64, and the number of rows' codes: what Triton's
-// kernel walks.
+// The checked, chunked table as bytes, rows of four int64: what Triton's kernel walks.
 py::bytes ema_rows(const py::sequence& teacher, const py::sequence& student, const py::object& decay,
                    Py_ssize_t copied, const py::object& names, int64_t target_rows) {
   const Pairs pairs = read_pairs("ema_update", teacher, student, copied, names);

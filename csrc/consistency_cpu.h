@@ -164,6 +164,22 @@ MTK_CPU_CLONES static void tile_exponentials(const Rows<Acc>& tile, RowSums* sum
   for (int lane = 0; lane < kLanes; ++lane) sums[lane] = {za[lane], zb[lane], cross[lane]};
 }
 
+// Loss 0 and gradient 0, whatever the other side holds.
+template <class Acc>
+double masked_row(const Rows<Acc>& row) {
+  if (row.gradient) std::fill_n(row.gradient, row.classes, Acc(0));
+  return 0;
+}
+
+template <class Acc>
+void clear_masked(const Rows<Acc>& tile, const RowSums* sums, double* losses) {
+  for (int lane = 0; lane < kLanes; ++lane) {
+    if (!sums[lane].masked()) continue;
+    losses[lane] = 0;
+    for (int64_t c = 0; tile.gradient && c < tile.classes; ++c) tile.gradient[c * kLanes + lane] = 0;
+  }
+}
+
 // Copies classes x lanes logits between an operand and class-major accumulators; lanes past the last row hold
 // zeros.
 template <class T, class Acc>
@@ -319,12 +335,12 @@ void run_threads(const Consistency& args) {
   const int64_t scratch_size = 4 * args.classes * (in_tiles(args) ? kLanes : 1);
   const int64_t tiles = (args.rows + kLanes - 1) / kLanes;
   const int threads = threads_for(args.rows * args.classes, kLogitsPerThread);
+  const std::unique_ptr<Acc[]> scratch(new Acc[static_cast<size_t>(scratch_size * threads)]);
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int thread = 0; thread < threads; ++thread) {
-    const std::unique_ptr<Acc[]> scratch(new Acc[static_cast<size_t>(scratch_size)]);
     const int64_t begin = tiles * thread / threads * kLanes;
-    run_rows<Loss>(args, begin, std::min(args.rows, tiles * (thread + 1) / threads * kLanes), scratch.get(),
-                   losses.data());
+    const int64_t end = std::min(args.rows, tiles * (thread + 1) / threads * kLanes);
+    run_rows<Loss>(args, begin, end, scratch.get() + scratch_size * thread, losses.data());
   }
   Acc* loss = static_cast<Acc*>(args.loss);
   if (args.reduction == Reduction::none) {

@@ -71,7 +71,9 @@ struct Weights {
 
   __device__ explicit Weights(const RowSums<Acc>& sums)
       : ratio(sums.masked() ? Acc(0) : sums.zb / sums.za), inverse_zb(sums.masked() ? Acc(0) : 1 / sums.zb) {}
-  __device__ Acc difference(Acc ea, Acc eb) const { return (ea * ratio - eb) * inverse_zb; }
+  __device__ Acc difference(Acc ea, Acc eb) const {
+    return inverse_zb == 0 ? Acc(0) : (ea * ratio - eb) * inverse_zb;  // 0 also where the other side is NaN
+  }
 };
 
 // A row's sums as they grow, relative to the maxima seen so far.

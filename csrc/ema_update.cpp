@@ -10,27 +10,35 @@ namespace {
 
 constexpr int64_t kGrain = 32 * 1024;  // elements that pay for one more thread
 
+// The average as near + weight * (far - near), weight <= 1/2.
 struct Blend {
-  double decay;
-  bool from_teacher;  // decay > 1/2
+  double weight;
+  bool from_teacher;  // near is the teacher: decay > 1/2
+
+  explicit Blend(double decay) : weight(decay > 0.5 ? 1.0 - decay : decay), from_teacher(decay > 0.5) {}
 };
+
+// Equal sides stay as they are, infinite ones too; a weight of 0 keeps the near side, whatever the far one
+// is.
+template <class Acc>
+MTK_INLINE Acc blend_one(Acc near, Acc far, Acc weight) {
+  const Acc blended = near + weight * (far - near);
+  return far == near || weight == 0 ? near : blended;
+}
 
 template <class Dst, class Src>
 MTK_INLINE void average(Dst* teacher, const Src* student, int64_t count, Blend blend) {
   using Acc = Accumulator<Dst, Src>;
+  const Acc weight = static_cast<Acc>(blend.weight);
   if (blend.from_teacher) {
-    const Acc weight = static_cast<Acc>(1.0 - blend.decay);
 #pragma omp simd
     for (int64_t i = 0; i < count; ++i) {
-      const Acc t = widen(teacher[i]), s = widen(student[i]);
-      store(&teacher[i], t + weight * (s - t));
+      store(&teacher[i], blend_one<Acc>(widen(teacher[i]), widen(student[i]), weight));
     }
   } else {
-    const Acc weight = static_cast<Acc>(blend.decay);
 #pragma omp simd
     for (int64_t i = 0; i < count; ++i) {
-      const Acc t = widen(teacher[i]), s = widen(student[i]);
-      store(&teacher[i], s + weight * (t - s));
+      store(&teacher[i], blend_one<Acc>(widen(student[i]), widen(teacher[i]), weight));
     }
   }
 }
@@ -80,8 +88,7 @@ double read_decay(const EmaUpdate& args) {
 }  // namespace
 
 void ema_update_cpu(const EmaUpdate& args) {
-  const double decay = read_decay(args);
-  const Blend blend{decay, decay > 0.5};
+  const Blend blend(read_decay(args));
   const Row* rows = args.plan->rows.data();
   const int64_t count = args.plan->count;
   const int threads = threads_for(count, kGrain);

@@ -24,7 +24,8 @@ struct Average {
   __device__ void operator()(Dst& teacher, Src student) const {
     const Acc t = widened<Acc>(teacher), s = widened<Acc>(student);
     const Acc near = from_teacher ? t : s, far = from_teacher ? s : t;
-    teacher = narrowed<Dst>(near + weight * (far - near));
+    const Acc blended = near + weight * (far - near);
+    teacher = narrowed<Dst>(far == near || weight == 0 ? near : blended);
   }
 };
 

@@ -21,9 +21,10 @@ int64_t check_logits(const char* op, const TensorView& student, const TensorView
            teacher.attribute("device"));
   }
   if (!PyLong_Check(dim.ptr())) refuse(Refusal::type, {op, "dim"}, "be an int", Py_TYPE(dim.ptr())->tp_name);
-  const int64_t index = py::cast<int64_t>(dim), wrapped = index < 0 ? index + student.ndim : index;
-  if (wrapped < 0 || wrapped >= student.ndim) {
-    refuse(Refusal::value, {op, "dim"}, "be a dim of student " + student.shape_text(), std::to_string(index));
+  int overflow = 0;
+  const int64_t index = PyLong_AsLongLongAndOverflow(dim.ptr(), &overflow), wrapped = index < 0 ? index + student.ndim : index;
+  if (overflow != 0 || wrapped < 0 || wrapped >= student.ndim) {
+    refuse(Refusal::value, {op, "dim"}, "be a dim of student " + student.shape_text(), py::str(dim));
   }
   if (student.shape[wrapped] == 0)
     refuse(Refusal::value, s, "have at least one class", "shape " + student.shape_text());

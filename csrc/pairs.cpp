@@ -7,19 +7,19 @@
 namespace mtk {
 namespace {
 
-// The pairs that the plan already writes, by address: tied weights are listed once, overlapping teachers
-// refused.
+// The rows that the plan already has, by where they write: a tied weight is listed twice and averaged once.
+// Teachers that overlap without starting together are not noticed.
 class Written {
  public:
-  explicit Written(size_t pairs) : mask_(table_size(pairs) - 1), slots_(mask_ + 1, {0, 0}) {}
+  explicit Written(size_t pairs) : mask_(table_size(pairs) - 1), slots_(mask_ + 1) {}
 
-  // The source that `dst` was already written from, or 0.
-  uint64_t add(uint64_t dst, uint64_t src) {
-    size_t slot = (dst >> 4) * 0x9e3779b97f4a7c15u >> 20 & mask_;
-    while (slots_[slot].first && slots_[slot].first != dst) slot = (slot + 1) & mask_;
-    if (slots_[slot].first) return slots_[slot].second;
-    slots_[slot] = {dst, src};
-    return 0;
+  // The row that already writes to where `row` does; if none does, `row` is from now on that one.
+  const Row* add(const Row& row) {
+    size_t slot = (row.dst >> 4) * 0x9e3779b97f4a7c15u >> 20 & mask_;
+    while (slots_[slot].dst && slots_[slot].dst != row.dst) slot = (slot + 1) & mask_;
+    if (slots_[slot].dst) return &slots_[slot];
+    slots_[slot] = row;
+    return nullptr;
   }
 
  private:
@@ -29,7 +29,7 @@ class Written {
     return size;
   }
   size_t mask_;
-  std::vector<std::pair<uint64_t, uint64_t>> slots_;
+  std::vector<Row> slots_;
 };
 
 void check_pair(const TensorView& teacher, const TensorView& student, const Argument& t, const Argument& s) {
@@ -49,13 +49,11 @@ void check_pair(const TensorView& teacher, const TensorView& student, const Argu
   }
 }
 
-void add_pair(Plan& plan, const TensorView& teacher, const TensorView& student, bool average,
-              const Argument& t) {
+Row row_of(const TensorView& teacher, const TensorView& student, bool average, const Argument& t) {
   const bool complex = teacher.is_complex() && student.is_complex();
   if (complex || (teacher.is_float() && student.is_float())) {
-    plan.add_float(average ? kAverage : kConvert, teacher.address(), teacher.float_dtype(), student.address(),
-                   student.float_dtype(), teacher.numel() * (complex ? 2 : 1));
-    return;
+    return float_row(average ? kAverage : kConvert, teacher.address(), teacher.float_dtype(),
+                     student.address(), student.float_dtype(), teacher.numel() * (complex ? 2 : 1));
   }
   if (!teacher.same_dtype(student)) {
     refuse(Refusal::type, t,
@@ -66,27 +64,26 @@ void add_pair(Plan& plan, const TensorView& teacher, const TensorView& student, 
     refuse(Refusal::not_implemented, t, std::string(kFloatDtypes) + ", complex, integer or bool",
            teacher.attribute("dtype"));
   }
-  plan.add_copy(teacher.address(), student.address(), teacher.bytes());
+  return copy_row(teacher.address(), student.address(), teacher.bytes());
 }
 
 }  // namespace
 
 Pairs read_pairs(const char* op, const py::sequence& teacher, const py::sequence& student, Py_ssize_t copied,
                  const py::object& names) {
-  const py::list teachers(teacher), students(student);
-  const Py_ssize_t count = static_cast<Py_ssize_t>(teachers.size());
-  if (static_cast<Py_ssize_t>(students.size()) != count) {
+  Pairs pairs{py::tuple(teacher), py::tuple(student), {}, {}};
+  const Py_ssize_t count = static_cast<Py_ssize_t>(pairs.teachers.size());
+  if (static_cast<Py_ssize_t>(pairs.students.size()) != count) {
     refuse(Refusal::value, {op, "student"}, "have as many tensors as teacher (" + std::to_string(count) + ")",
-           std::to_string(students.size()));
+           std::to_string(pairs.students.size()));
   }
-  Pairs pairs;
   pairs.plan.rows.reserve(static_cast<size_t>(count));
   Written written(static_cast<size_t>(count));
   PyObject* known_names = names.is_none() ? nullptr : names.ptr();
   for (Py_ssize_t i = 0; i < count; ++i) {
     const Argument t{op, "teacher", i, known_names}, s{op, "student", i, known_names};
-    const TensorView to = TensorView::of(PyList_GET_ITEM(teachers.ptr(), i), t);
-    const TensorView from = TensorView::of(PyList_GET_ITEM(students.ptr(), i), s);
+    const TensorView to = TensorView::of(PyTuple_GET_ITEM(pairs.teachers.ptr(), i), t);
+    const TensorView from = TensorView::of(PyTuple_GET_ITEM(pairs.students.ptr(), i), s);
     check_pair(to, from, t, s);
     if (!pairs.first) pairs.first = to;
     if (!to.same_device(*pairs.first)) {
@@ -94,14 +91,14 @@ Pairs read_pairs(const char* op, const py::sequence& teacher, const py::sequence
              to.attribute("device"));
     }
     if (to.numel() == 0) continue;
-    const uint64_t dst = reinterpret_cast<uint64_t>(to.address()),
-                   src = reinterpret_cast<uint64_t>(from.address());
-    if (dst == src) refuse(Refusal::value, t, "have memory of its own", "that of its student");
-    const uint64_t earlier = written.add(dst, src);
-    if (earlier == src) continue;
-    if (earlier)
-      refuse(Refusal::value, t, "have memory of its own", "that of an earlier teacher with another student");
-    add_pair(pairs.plan, to, from, i < count - copied, t);
+    const Row row = row_of(to, from, i < count - copied, t);
+    if (row.dst == row.src) refuse(Refusal::value, t, "have memory of its own", "that of its student");
+    const Row* const earlier = written.add(row);
+    if (!earlier) {
+      pairs.plan.add(row);
+    } else if (earlier->src != row.src || earlier->count != row.count || earlier->code != row.code) {
+      refuse(Refusal::value, t, "have memory of its own", "that of an earlier teacher in another pair");
+    }
   }
   return pairs;
 }

@@ -8,6 +8,7 @@
 namespace mtk {
 
 struct Pairs {
+  py::tuple teachers, students;  // keep the tensors alive until the kernel is done: it runs without the GIL
   Plan plan;
   std::optional<TensorView> first;  // the device of all; none where the lists are empty
 };

@@ -18,20 +18,16 @@ int64_t bytes_per_count(int64_t code, bool dst) {
 
 }  // namespace
 
-void Plan::add_float(Action action, void* dst, Dtype dst_dtype, const void* src, Dtype src_dtype, int64_t n) {
-  if (action == kConvert && dst_dtype == src_dtype) return add_copy(dst, src, n * size_of(dst_dtype));
-  if (n == 0) return;
-  rows.push_back({reinterpret_cast<uint64_t>(dst), reinterpret_cast<uint64_t>(src), n,
-                  row_code(action, dst_dtype, src_dtype)});
-  count += n;
+Row float_row(Action action, void* dst, Dtype dst_dtype, const void* src, Dtype src_dtype, int64_t count) {
+  if (action == kConvert && dst_dtype == src_dtype) return copy_row(dst, src, count * size_of(dst_dtype));
+  return {reinterpret_cast<uint64_t>(dst), reinterpret_cast<uint64_t>(src), count,
+          row_code(action, dst_dtype, src_dtype)};
 }
 
-void Plan::add_copy(void* dst, const void* src, int64_t bytes) {
-  if (bytes == 0) return;
+Row copy_row(void* dst, const void* src, int64_t bytes) {
   const uint64_t to = reinterpret_cast<uint64_t>(dst), from = reinterpret_cast<uint64_t>(src);
   const bool words = ((to | from | static_cast<uint64_t>(bytes)) & 3) == 0;
-  rows.push_back({to, from, words ? bytes / 4 : bytes, words ? kCopyWords : kCopyBytes});
-  count += rows.back().count;
+  return {to, from, words ? bytes / 4 : bytes, words ? kCopyWords : kCopyBytes};
 }
 
 std::vector<Row> Plan::chunks(int64_t target_rows) const {

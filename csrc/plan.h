@@ -28,12 +28,17 @@ inline int64_t row_code(Action action, Dtype dst, Dtype src) {
   return action + kDtypes * static_cast<int64_t>(dst) + static_cast<int64_t>(src);
 }
 
+Row float_row(Action action, void* dst, Dtype dst_dtype, const void* src, Dtype src_dtype, int64_t count);
+Row copy_row(void* dst, const void* src, int64_t bytes);
+
 struct Plan {
   std::vector<Row> rows;  // one per tensor
   int64_t count = 0;      // sum of the rows' counts
 
-  void add_float(Action action, void* dst, Dtype dst_dtype, const void* src, Dtype src_dtype, int64_t count);
-  void add_copy(void* dst, const void* src, int64_t bytes);
+  void add(const Row& row) {
+    rows.push_back(row);
+    count += row.count;
+  }
 
   // The rows cut into chunks of equal length, about target_rows of them beside those of tensors that are
   // shorter.

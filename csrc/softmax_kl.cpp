@@ -7,10 +7,7 @@
 namespace mtk {
 namespace {
 
-double row_loss(const RowSums& sums) {
-  if (sums.masked()) return 0;
-  return sums.cross / sums.zb + std::log(sums.za / sums.zb);
-}
+double row_loss(const RowSums& sums) { return sums.cross / sums.zb + std::log(sums.za / sums.zb); }
 
 template <class Acc>
 MTK_CPU_CLONES void row_gradient(const Rows<Acc>& row, Ratio<Acc> ratio, Acc factor) {
@@ -36,6 +33,7 @@ struct SoftmaxKl {
   template <class Acc>
   static double row(const Rows<Acc>& row) {
     const RowSums sums = exponentials<true>(row);
+    if (sums.masked()) return masked_row(row);
     if (row.gradient) {
       row_gradient(row, Ratio<Acc>(sums), static_cast<Acc>(row.scale * sums.inverse_zb()));
     }
@@ -52,6 +50,7 @@ struct SoftmaxKl {
       factor[lane] = static_cast<Acc>(tile.scale * sums[lane].inverse_zb());
     }
     if (tile.gradient) tile_gradient(tile, TileRatio<Acc>(sums), factor);
+    clear_masked(tile, sums, losses);
   }
 };
 

@@ -80,6 +80,7 @@ struct SoftmaxMse {
   template <class Acc>
   static double row(const Rows<Acc>& row) {
     const RowSums z = exponentials<false>(row);
+    if (z.masked()) return masked_row(row);
     const Ratio<Acc> ratio(z);
     const Sums sums = row_sums(row.ea, row.eb, ratio, row.classes);
     if (row.gradient) row_gradient(row, ratio, Gradient<Acc>(z, sums, row.scale, row.classes));
@@ -100,6 +101,7 @@ struct SoftmaxMse {
       factor[lane] = g.factor, mean_along[lane] = g.mean_along;
     }
     if (tile.gradient) tile_gradient(tile, ratio, factor, mean_along);
+    clear_masked(tile, z, losses);
   }
 };
 

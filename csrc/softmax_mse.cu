@@ -30,7 +30,7 @@ struct SoftmaxMse {
   }
   __device__ Acc value() const { return squares / classes; }
   __device__ Acc gradient(Acc ea, Acc eb) const {
-    return factor * ea * (weights.difference(ea, eb) - mean_along);
+    return factor == 0 ? Acc(0) : factor * ea * (weights.difference(ea, eb) - mean_along);
   }
 };
 

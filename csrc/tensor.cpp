@@ -44,16 +44,20 @@ bool flag(PyObject* tensor, const char* method) {
   return py::cast<bool>(py::reinterpret_borrow<py::object>(tensor).attr(method)());
 }
 
-// A view with conj or neg bit shows its raw memory through DLPack. Asked only where such a view can be: a neg
-// view of real numbers is the imaginary part of a conj view, whose strides are even.
+// A neg view of real numbers is the imaginary part of a conj view: all its strides are even.
+bool may_be_neg(const TensorView& view) {
+  for (int32_t i = 0; i < view.ndim; ++i) {
+    if (view.shape[i] > 1 && view.strides[i] % 2 != 0) return false;
+  }
+  return view.dtype.code != kDLBool;
+}
+
+// A view with conj or neg bit shows its raw memory through DLPack. Asked only where such a view can be.
 void refuse_lazy_views(const TensorView& view, const Argument& argument) {
-  const bool suspect =
-      view.is_complex() || (view.ndim > 0 && view.strides[view.ndim - 1] != 1) || view.numel() == 1;
-  if (!suspect || view.dtype.code == kDLBool) return;
   if (view.is_complex() && flag(view.object, "is_conj")) {
     refuse(Refusal::type, argument, "hold its values in memory (use resolve_conj())", "a lazy conj view");
   }
-  if (flag(view.object, "is_neg")) {
+  if ((view.is_complex() || may_be_neg(view)) && flag(view.object, "is_neg")) {
     refuse(Refusal::type, argument, "hold its values in memory (use resolve_neg())", "a lazy neg view");
   }
 }
@@ -70,7 +74,10 @@ std::string Argument::text() const {
   std::string text = std::string(op) + ": " + name;
   if (index < 0) return text;
   text += "[" + std::to_string(index) + "]";
-  if (names) text += " ('" + py::cast<std::string>(py::handle(PyList_GetItem(names, index))) + "')";
+  if (names) {
+    text += " ('" +
+            std::string(py::str(py::reinterpret_borrow<py::list>(names)[static_cast<size_t>(index)])) + "')";
+  }
   return text;
 }
 

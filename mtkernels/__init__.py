@@ -1,5 +1,15 @@
 """Teacher-student training primitives: weight averages and consistency losses, each in a single launch."""
 
+try:
+    from mtkernels import _C as _C
+except ImportError as error:
+    from pathlib import Path
+
+    raise ImportError(
+        f"mtkernels: {Path(__file__).parent} has no native module: in a checkout install with `pip install -e .`, "
+        f"or run Python in another folder ({error})"
+    ) from error
+
 from mtkernels.ops.consistency import softmax_kl, softmax_mse
 from mtkernels.ops.ema import ema_update
 

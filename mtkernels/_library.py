@@ -40,5 +40,7 @@ def must_dispatch(tensor: object) -> bool:
     """Whether somebody other than the kernels has to see the op: a tracer, a dispatch mode, or a tensor subclass."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         return True
+    if torch._C._get_tracing_state() is not None:
+        return True
     # DTensor has no rule for these ops: left to the kernels' own refusal, which says what to pass.
     return type(tensor) not in _PLAIN and isinstance(tensor, Tensor) and not hasattr(tensor, "to_local")

@@ -17,7 +17,7 @@ def main() -> None:
         scale = torch.tensor(
             0.5, dtype=torch.float64 if dtype == torch.float64 else torch.float32, device="cuda"
         )
-        native.scale_(torch.ones(1001, dtype=dtype, device="cuda")[1:], scale)
+        native.scale_(torch.ones(1001, dtype=dtype).to("cuda")[1:], scale)
     native.ema_update(
         [torch.zeros(9, dtype=torch.int64, device="cuda")],
         [torch.ones(9, dtype=torch.int64, device="cuda")],

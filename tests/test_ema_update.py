@@ -1,7 +1,11 @@
 """ema_update over modules, mappings and sequences: which tensors, in which way."""
 
 import copy
+import os
+from collections.abc import Sequence
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -94,6 +98,41 @@ def test_a_data_parallel_student_matches_its_plain_teacher(pair):
     assert torch.equal(teacher[0].weight, expected[0].weight)
 
 
+def test_a_data_parallel_model_that_has_a_part_named_module():
+    class Holder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = nn.Linear(2, 2)
+
+    teacher, student = Holder(), Holder()
+    expected = 0.5 * teacher.module.weight.detach() + 0.5 * student.module.weight.detach()
+    mtkernels.ema_update(teacher, nn.DataParallel(student), 0.5)
+    torch.testing.assert_close(teacher.module.weight.detach(), expected)
+
+
+def test_a_sequence_may_make_its_tensors_on_the_way():
+    class Lazy(Sequence):
+        def __len__(self):
+            return 6
+
+        def __getitem__(self, index):
+            if index >= 6:
+                raise IndexError
+            return torch.full((2**18,), float(index), dtype=torch.float64).float()
+
+    teacher = [torch.zeros(2**18) for _ in range(6)]
+    mtkernels.ema_update(teacher, Lazy(), 0.5)
+    for index, tensor in enumerate(teacher):
+        assert torch.equal(tensor, torch.full_like(tensor, index / 2))
+
+
+def test_decay_may_be_any_real_number():
+    for decay in (np.float32(0.5), np.float64(0.5), Fraction(1, 2), True):
+        teacher = [torch.zeros(4)]
+        mtkernels.ema_update(teacher, [torch.ones(4)], decay)
+        assert torch.equal(teacher[0], torch.full((4,), 1 - float(decay)))
+
+
 def test_nothing_to_average():
     mtkernels.ema_update([], [], 0.9)
     mtkernels.ema_update({}, {}, 0.9)
@@ -119,6 +158,9 @@ def test_a_long_run_equals_the_closed_form():
             torch.testing.assert_close(teacher[0], torch.full_like(teacher[0], 1 - 0.995**step))
 
 
+@pytest.mark.skipif(
+    os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") < 12e9, reason="takes 5 GB of memory"
+)
 def test_more_elements_than_an_int32_counts_by_bytes():
     """2^30 + 1 fp16 elements: byte offsets past 2^31."""
     count = 2**30 + 1

@@ -124,7 +124,22 @@ EMA = {
     "a teacher twice": (
         lambda: ([A, A], [B, torch.ones(3)], 0.9),
         ValueError,
-        "ema_update: teacher[1] must have memory of its own, got that of an earlier teacher with another student",
+        "ema_update: teacher[1] must have memory of its own, got that of an earlier teacher in another pair",
+    ),
+    "a part of a teacher": (
+        lambda: ([A[:2], A], [B[:2], B], 0.9),
+        ValueError,
+        "ema_update: teacher[1] must have memory of its own, got that of an earlier teacher in another pair",
+    ),
+    "neg with a dim of one": (
+        lambda: ([torch.ones(3, 1)], [torch.ones(3, dtype=torch.complex64).conj().imag.unsqueeze(-1)], 0.9),
+        TypeError,
+        "ema_update: student[0] must hold its values in memory (use resolve_neg()), got a lazy neg view",
+    ),
+    "decay past floats": (
+        lambda: ([A], [B], 10**400),
+        ValueError,
+        "ema_update: decay must be between 0 and 1, got a larger number than a float holds",
     ),
     "decay above 1": (
         lambda: ([A], [B], 1.5),
@@ -244,6 +259,12 @@ LOSS = {
         "student must have at least one class, got shape [4, 0]",
     ),
     "dim": (lambda: (L, L), {"dim": 2}, ValueError, "dim must be a dim of student [4, 3], got 2"),
+    "dim past integers": (
+        lambda: (L, L),
+        {"dim": 2**70},
+        ValueError,
+        f"dim must be a dim of student [4, 3], got {2**70}",
+    ),
     "negative dim": (lambda: (L, L), {"dim": -3}, ValueError, "dim must be a dim of student [4, 3], got -3"),
     "dim of no kind": (lambda: (L, L), {"dim": "x"}, TypeError, "dim must be an int, got str"),
     "reduction": (

@@ -158,6 +158,42 @@ def test_second_derivatives_are_refused(name):
 
 
 @losses
+def test_second_derivatives_are_refused_by_the_registered_op(name):
+    student, teacher = logits()
+    loss, _ = getattr(torch.ops.mtkernels, name)(student * 2, teacher, -1, "mean", True)
+    with pytest.raises(NotImplementedError, match=f"{name}: its gradient has no derivative"):
+        torch.autograd.grad(loss, student, create_graph=True)
+
+
+@losses
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_forward_mode_is_refused(name, requires_grad):
+    student, teacher = logits(requires_grad=requires_grad)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(student, torch.ones_like(student))
+        with pytest.raises((NotImplementedError, RuntimeError), match=r"forward|jvp"):
+            getattr(mtkernels, name)(dual, teacher)
+
+
+@losses
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_jit_trace_records_the_op(name):
+    student, teacher = logits(requires_grad=False)
+    traced = torch.jit.trace(lambda s, t: getattr(mtkernels, name)(s, t), (student, teacher))
+    other = logits(requires_grad=False)[1]
+    torch.testing.assert_close(traced(other, teacher), getattr(mtkernels, name)(other, teacher))
+
+
+@losses
+def test_batched_incoming_gradients(name):
+    student, teacher = logits()
+    loss = getattr(mtkernels, name)(student, teacher)
+    (batched,) = torch.autograd.grad(loss, student, torch.tensor([1.0, 3.0]), is_grads_batched=True)
+    (single,) = torch.autograd.grad(getattr(mtkernels, name)(student, teacher), student)
+    torch.testing.assert_close(batched, torch.stack([single, 3 * single]))
+
+
+@losses
 def test_fp16_gradients_survive_a_loss_scale(name):
     """A row's gradient below fp16's smallest number comes back when the incoming gradient is a GradScaler's 65536."""
     torch.manual_seed(0)

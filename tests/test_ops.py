@@ -163,6 +163,7 @@ def test_large_and_masked_logits(op, backend, device):
         teacher[2, 3:] = -torch.inf
         student[3], teacher[3, 7:] = -torch.inf, -torch.inf
         teacher[4] = -torch.inf
+        student[4, 1], teacher[3, 2] = torch.nan, torch.nan  # opposite a masked row
         return [student], [teacher]
 
     for reduction in ("none", "sum"):
@@ -230,6 +231,32 @@ def test_an_average_of_a_constant_stays(backend, device):
         for _ in range(10):
             _backend(backend).ema_update(teacher, student, decay)
         assert torch.equal(teacher[0], student[0])
+
+
+@targets
+@pytest.mark.parametrize("decay", [0.0, 0.3, 0.9, 1.0])
+def test_infinite_weights(decay, backend, device):
+    """A causal mask that both sides hold as a buffer stays; decay 0 and 1 give one side, whatever the other is."""
+    mask = torch.full((40, 40), -torch.inf, device=device).triu(1)
+    sides = torch.tensor([torch.inf, torch.nan, 1.0], device=device)
+    teacher = [mask.clone(), sides.clone(), sides.flip(0).contiguous()]
+    student = [mask.clone(), sides.flip(0).contiguous(), sides.clone()]
+    expected = [tensor.clone() for tensor in teacher]
+    reference.ema_update(expected, student, decay)
+    _backend(backend).ema_update(teacher, student, decay)
+    assert torch.equal(teacher[0], mask)
+    for ours, theirs in zip(teacher, expected, strict=True):
+        assert torch.equal(ours.nan_to_num(7.0, 8.0, 9.0), theirs.nan_to_num(7.0, 8.0, 9.0))
+    if decay in (0.0, 1.0):
+        kept = sides if decay else sides.flip(0)
+        assert torch.equal(teacher[1].nan_to_num(7.0), kept.nan_to_num(7.0))
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_a_pair_listed_twice_counts_once(backend):
+    teacher, student = torch.zeros(9), torch.ones(9)
+    _backend(backend).ema_update([teacher, teacher], [student, student], 0.75)
+    assert torch.equal(teacher, torch.full((9,), 0.25))
 
 
 @targets

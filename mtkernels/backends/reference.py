@@ -9,9 +9,12 @@ from mtkernels import _C
 def ema_update(teacher, student, decay, copied=0, names=None) -> None:
     """teacher <- decay * teacher + (1 - decay) * student. The last `copied` pairs, integers and bools are copied."""
     _C.ema_rows(teacher, student, decay, copied, names, 1)  # checks
-    first_copied = len(teacher) - copied
+    first_copied, written = len(teacher) - copied, set()
     with torch.no_grad():
         for index, (to, source) in enumerate(zip(teacher, student, strict=True)):
+            if to.numel() and to.data_ptr() in written:
+                continue  # a tied weight: listed twice, averaged once
+            written.add(to.data_ptr())
             if index < first_copied and (to.is_floating_point() or to.is_complex()):
                 source = _average(to, source, decay)
             to.copy_(source)
@@ -22,7 +25,11 @@ def _average(teacher: Tensor, student: Tensor, decay: float | Tensor) -> Tensor:
     weight = (1 - decay.double()).to(teacher.device) if isinstance(decay, Tensor) else 1 - decay
     if isinstance(weight, Tensor):
         weight = weight.to(wide)
-    return torch.lerp(teacher.to(wide), student.to(wide), weight)
+    t, s = teacher.to(wide), student.to(wide)
+    average = torch.lerp(t, s, weight)
+    # Equal sides stay as they are, infinite ones too; decay 1 keeps the teacher, 0 the student, whatever the other is.
+    average = torch.where((t == s) | torch.as_tensor(weight == 0, device=t.device), t, average)
+    return torch.where(torch.as_tensor(weight == 1, device=t.device), s, average)
 
 
 def softmax_mse(student, teacher, dim=-1, reduction="mean", with_gradient=False):

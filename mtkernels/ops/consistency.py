@@ -62,7 +62,7 @@ def softmax_kl(student: Tensor, teacher: Tensor, *, dim: int = -1, reduction: Re
 
 
 def _loss(op: str, student: Tensor, teacher: Tensor, dim: int, reduction: Reduction) -> Tensor:
-    learns = torch.is_grad_enabled() and isinstance(student, Tensor) and student.requires_grad
+    learns = torch.is_grad_enabled() and isinstance(student, Tensor) and _learns(student)
     if torch.is_grad_enabled() and isinstance(teacher, Tensor) and teacher.requires_grad:
         raise ValueError(
             f"{op}: teacher must not require grad (it is a constant: detach it), got requires_grad=True"
@@ -76,6 +76,11 @@ def _loss(op: str, student: Tensor, teacher: Tensor, dim: int, reduction: Reduct
     if learns:
         return _Consistency.apply(student, teacher, op, dim, reduction)
     return _backend(student, op)(student, teacher, dim, reduction, False)[0]
+
+
+def _learns(student: Tensor) -> bool:
+    """Also in forward mode, which the Function then refuses: its tangent would be lost."""
+    return student.requires_grad or torch.autograd.forward_ad._current_level >= 0
 
 
 def _backend(tensor: Tensor, op: str):
@@ -96,15 +101,28 @@ class _Consistency(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dloss):
-        if torch.is_grad_enabled():
-            raise NotImplementedError(f"{ctx.op}: its gradient has no derivative, got create_graph=True")
+        _refuse_second_derivative(ctx.op)
         (dstudent,) = ctx.saved_tensors
-        if ctx.dim is not None or torch._C._autograd._get_current_graph_task_keep_graph():
+        kept = torch._C._autograd._get_current_graph_task_keep_graph()
+        if kept or ctx.dim is not None or _is_batched(dloss):
             dstudent = _scaled(dstudent, dloss, ctx.dim)
         else:
             # Nobody can ask for it again: scaled in place, and not touched where dloss is 1.
             _backend(dstudent, "scale_")(dstudent, dloss)
+            torch.autograd.graph.increment_version(dstudent)
         return dstudent.to(ctx.dtype), None, None, None, None
+
+
+def _is_batched(dloss: Tensor) -> bool:
+    """Under torch.func, or `is_grads_batched=True`: no memory of its own."""
+    functorch = torch._C._functorch
+    return functorch.is_functorch_wrapped_tensor(dloss) or functorch.is_legacy_batchedtensor(dloss)
+
+
+def _refuse_second_derivative(op: str) -> None:
+    """Grad mode is on in a backward under create_graph=True; torch.func always asks for that."""
+    if torch.is_grad_enabled() and not functorch_levels() and not torch.compiler.is_compiling():
+        raise NotImplementedError(f"{op}: its gradient has no derivative, got create_graph=True")
 
 
 def _scaled(dstudent: Tensor, dloss: Tensor, dim: int | None) -> Tensor:
@@ -125,7 +143,11 @@ def _register(op: str) -> type[torch.autograd.Function]:
                 return getattr(torch.ops.mtkernels, op)(student, teacher, dim, reduction, with_gradient)
 
         setup_context = staticmethod(_setup_context)
-        backward = staticmethod(_backward)
+
+        @staticmethod
+        def backward(ctx, dloss, _):
+            _refuse_second_derivative(op)
+            return _backward(ctx, dloss)
 
     schema = (
         "(Tensor student, Tensor teacher, int dim, str reduction, bool with_gradient) -> (Tensor, Tensor)"
@@ -156,7 +178,7 @@ def _setup_context(ctx, inputs, output):
     ctx.with_gradient = with_gradient
 
 
-def _backward(ctx, dloss, _):
+def _backward(ctx, dloss):
     (dstudent,) = ctx.saved_tensors
     if not ctx.with_gradient:
         raise RuntimeError("backward needs with_gradient=True in the forward call of torch.ops.mtkernels")

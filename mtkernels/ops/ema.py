@@ -91,7 +91,7 @@ def _pairs(teacher, student, buffers):
                 f"ema_update: {argument} must be a module, a mapping or a sequence of tensors, as {other} is, "
                 f"got {type(value).__name__}"
             )
-    return teacher, student, 0, None
+    return list(teacher), list(student), 0, None
 
 
 def _module_pairs(teacher, student, buffers):
@@ -125,7 +125,10 @@ def _named(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 def _matched(teacher: dict, student: dict, kind: str) -> tuple[dict, dict, list[str]]:
     """Both by the same names: DataParallel's prefix goes where only one side has it."""
     if teacher.keys() != student.keys():
-        teacher, student = _without_prefix(teacher), _without_prefix(student)
+        if teacher.keys() == (bare := _without_prefix(student)).keys():
+            student = bare
+        elif (bare := _without_prefix(teacher)).keys() == student.keys():
+            teacher = bare
     return teacher, student, _same_names(teacher, student, kind)
 
 

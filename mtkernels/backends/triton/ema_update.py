@@ -39,7 +39,8 @@ def _step(dst, src, mask, weight, from_teacher, AVERAGE: tl.constexpr):
         teacher = tl.load(dst, mask=mask).to(wide)
         near = tl.where(from_teacher, teacher, student)
         far = tl.where(from_teacher, student, teacher)
-        student = near + tl.cast(weight, wide) * (far - near)
+        weight = tl.cast(weight, wide)
+        student = tl.where((far == near) | (weight == 0), near, near + weight * (far - near))
     if student.dtype == tl.float64 and dtype != tl.float64:
         student = student.to(tl.float32)  # as torch narrows
     tl.store(dst, student.to(dtype), mask=mask)
