@@ -51,7 +51,8 @@ void read_decay(const py::object& decay, const TensorView& weights, EmaUpdate& a
     if (args.decay == -1 && PyErr_Occurred()) {
       const bool number = PyErr_ExceptionMatches(PyExc_OverflowError);
       PyErr_Clear();
-      if (number) refuse(Refusal::value, argument, "be between 0 and 1", "a larger number than a float holds");
+      if (number)
+        refuse(Refusal::value, argument, "be between 0 and 1", "a larger number than a float holds");
       refuse(Refusal::type, argument, "be a number or a torch.Tensor", Py_TYPE(decay.ptr())->tp_name);
     }
     return check_decay(args.decay);

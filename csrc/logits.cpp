@@ -22,7 +22,8 @@ int64_t check_logits(const char* op, const TensorView& student, const TensorView
   }
   if (!PyLong_Check(dim.ptr())) refuse(Refusal::type, {op, "dim"}, "be an int", Py_TYPE(dim.ptr())->tp_name);
   int overflow = 0;
-  const int64_t index = PyLong_AsLongLongAndOverflow(dim.ptr(), &overflow), wrapped = index < 0 ? index + student.ndim : index;
+  const int64_t index = PyLong_AsLongLongAndOverflow(dim.ptr(), &overflow),
+                wrapped = index < 0 ? index + student.ndim : index;
   if (overflow != 0 || wrapped < 0 || wrapped >= student.ndim) {
     refuse(Refusal::value, {op, "dim"}, "be a dim of student " + student.shape_text(), py::str(dim));
   }

@@ -40,7 +40,8 @@ def _step(dst, src, mask, weight, from_teacher, AVERAGE: tl.constexpr):
         near = tl.where(from_teacher, teacher, student)
         far = tl.where(from_teacher, student, teacher)
         weight = tl.cast(weight, wide)
-        student = tl.where((far == near) | (weight == 0), near, near + weight * (far - near))
+        blended = tl.where(weight == 0, near, near + weight * (far - near))
+        student = tl.where(far == near, near, blended)
     if student.dtype == tl.float64 and dtype != tl.float64:
         student = student.to(tl.float32)  # as torch narrows
     tl.store(dst, student.to(dtype), mask=mask)
