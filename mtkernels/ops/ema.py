@@ -91,7 +91,12 @@ def _pairs(teacher, student, buffers):
                 f"ema_update: {argument} must be a module, a mapping or a sequence of tensors, as {other} is, "
                 f"got {type(value).__name__}"
             )
-    return list(teacher), list(student), 0, None
+    return _listed(teacher), _listed(student), 0, None
+
+
+def _listed(tensors: Sequence[Tensor]) -> list[Tensor] | tuple[Tensor, ...]:
+    """Read once: a sequence may make its tensors on the way."""
+    return tensors if isinstance(tensors, (list, tuple)) else list(tensors)
 
 
 def _module_pairs(teacher, student, buffers):
