@@ -181,7 +181,7 @@ void clear_masked(const Rows<Acc>& tile, const RowSums* sums, double* losses) {
 }
 
 // Copies classes x lanes logits between an operand and class-major accumulators; lanes past the last row hold
-// zeros.
+// 0.
 template <class T, class Acc>
 MTK_CPU_CLONES static void gather_as(const Operand& operand, const int64_t* offsets, int lanes, int width,
                                      int64_t classes, Acc* to) {
@@ -233,31 +233,15 @@ MTK_CPU_CLONES static void scatter_as(const Acc* from, const Operand& operand, c
 
 template <class Acc>
 void gather(const Operand& operand, const int64_t* offsets, int lanes, int width, int64_t classes, Acc* to) {
-  switch (operand.dtype) {
-    case Dtype::f32:
-      return gather_as<float>(operand, offsets, lanes, width, classes, to);
-    case Dtype::f64:
-      return gather_as<double>(operand, offsets, lanes, width, classes, to);
-    case Dtype::f16:
-      return gather_as<half_bits>(operand, offsets, lanes, width, classes, to);
-    case Dtype::bf16:
-      return gather_as<bfloat16_bits>(operand, offsets, lanes, width, classes, to);
-  }
+  visit(operand.dtype,
+        [&](auto type) { gather_as<decltype(type)>(operand, offsets, lanes, width, classes, to); });
 }
 
 template <class Acc>
 void scatter(const Acc* from, const Operand& operand, const int64_t* offsets, int lanes, int width,
              int64_t classes) {
-  switch (operand.dtype) {
-    case Dtype::f32:
-      return scatter_as<float>(from, operand, offsets, lanes, width, classes);
-    case Dtype::f64:
-      return scatter_as<double>(from, operand, offsets, lanes, width, classes);
-    case Dtype::f16:
-      return scatter_as<half_bits>(from, operand, offsets, lanes, width, classes);
-    case Dtype::bf16:
-      return scatter_as<bfloat16_bits>(from, operand, offsets, lanes, width, classes);
-  }
+  visit(operand.dtype,
+        [&](auto type) { scatter_as<decltype(type)>(from, operand, offsets, lanes, width, classes); });
 }
 
 // The operand's row in place, where it lies there as accumulators; else null.

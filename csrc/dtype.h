@@ -71,6 +71,21 @@ struct TypeOf<Dtype::bf16> {
   using type = bfloat16_bits;
 };
 
+// body(T{}) for the tag's type. Not for vector loops: a lambda's body is not cloned for the CPU (cpu.h).
+template <class Body>
+void visit(Dtype dtype, Body body) {
+  switch (dtype) {
+    case Dtype::f32:
+      return body(float{});
+    case Dtype::f64:
+      return body(double{});
+    case Dtype::f16:
+      return body(half_bits{});
+    case Dtype::bf16:
+      return body(bfloat16_bits{});
+  }
+}
+
 template <class A, class B>
 using Accumulator = std::conditional_t<std::is_same_v<A, double> || std::is_same_v<B, double>, double, float>;
 
