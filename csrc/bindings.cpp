@@ -6,10 +6,9 @@
 #include <optional>
 #include <string>
 
+#include "bindings.h"
 #include "build_info.h"
-#include "ema_update.h"
 #include "logits.h"
-#include "pairs.h"
 #include "scale.h"
 #include "softmax_kl.h"
 #include "softmax_mse.h"
@@ -17,87 +16,6 @@
 
 namespace mtk {
 namespace {
-
-// Calls the kernel for the device; cuda is null in a build without CUDA.
-template <class Args>
-void launch(const Argument& argument, const TensorView& tensor, Args& args, Kernel<Args> cpu,
-            Kernel<Args> cuda) {
-  args.device = tensor.device.device_id;
-  args.stream = current_stream(tensor.device);
-  const bool on_cuda = tensor.device.device_type == kDLCUDA;
-  if (!tensor.on_cpu() && !(on_cuda && cuda)) {
-    refuse(Refusal::not_implemented, argument,
-           cuda ? "be on the CPU or a CUDA device" : "be on the CPU (a build without CUDA kernels)",
-           tensor.attribute("device"));
-  }
-  py::gil_scoped_release no_gil;
-  (on_cuda ? cuda : cpu)(args);
-}
-
-// ---- ema_update
-
-void check_decay(double decay) {
-  if (!(decay >= 0 && decay <= 1)) {
-    refuse(Refusal::value, {"ema_update", "decay"}, "be between 0 and 1", py::str(py::float_(decay)));
-  }
-}
-
-// A number, a 0-d tensor in host memory (read now), or one on the weights' device (read by the kernel).
-void read_decay(const py::object& decay, const TensorView& weights, EmaUpdate& args) {
-  const Argument argument{"ema_update", "decay"};
-  args.decay_data = nullptr;
-  if (!is_tensor(decay.ptr())) {
-    args.decay = PyFloat_AsDouble(decay.ptr());
-    if (args.decay == -1 && PyErr_Occurred()) {
-      const bool number = PyErr_ExceptionMatches(PyExc_OverflowError);
-      PyErr_Clear();
-      if (number)
-        refuse(Refusal::value, argument, "be between 0 and 1", "a larger number than a float holds");
-      refuse(Refusal::type, argument, "be a number or a torch.Tensor", Py_TYPE(decay.ptr())->tp_name);
-    }
-    return check_decay(args.decay);
-  }
-  const TensorView view = TensorView::of(decay.ptr(), argument);
-  if (view.numel() != 1)
-    refuse(Refusal::value, argument, "be a number or hold one", "shape " + view.shape_text());
-  if (!view.is_float() || view.dtype.bits < 32) {
-    refuse(Refusal::type, argument, "be float32 or float64", view.attribute("dtype"));
-  }
-  args.decay_dtype = view.float_dtype();
-  if (view.on_cpu()) {
-    args.decay = args.decay_dtype == Dtype::f64 ? *reinterpret_cast<const double*>(view.address())
-                                                : *reinterpret_cast<const float*>(view.address());
-    return check_decay(args.decay);
-  }
-  if (!view.same_device(weights)) {
-    refuse(Refusal::value, argument,
-           "be on the CPU or on the device of teacher (" + weights.attribute("device") + ")",
-           view.attribute("device"));
-  }
-  args.decay_data = view.address();
-}
-
-void ema_update(const py::sequence& teacher, const py::sequence& student, const py::object& decay,
-                Py_ssize_t copied, const py::object& names) {
-  const Pairs pairs = read_pairs("ema_update", teacher, student, copied, names);
-  if (!pairs.first) return;
-  EmaUpdate args{};
-  args.plan = &pairs.plan;
-  read_decay(decay, *pairs.first, args);
-  launch({"ema_update", "teacher", 0, names.is_none() ? nullptr : names.ptr()}, *pairs.first, args,
-         ema_update_cpu, ema_update_cuda);
-}
-
-// The checked, chunked table as bytes, rows of four int64: what Triton's kernel walks.
-py::bytes ema_rows(const py::sequence& teacher, const py::sequence& student, const py::object& decay,
-                   Py_ssize_t copied, const py::object& names, int64_t target_rows) {
-  const Pairs pairs = read_pairs("ema_update", teacher, student, copied, names);
-  if (!pairs.first) return py::bytes();
-  EmaUpdate args{};
-  read_decay(decay, *pairs.first, args);
-  const std::vector<Row> rows = pairs.plan.chunks(target_rows);
-  return py::bytes(reinterpret_cast<const char*>(rows.data()), rows.size() * sizeof(Row));
-}
 
 // ---- the losses
 
@@ -185,10 +103,7 @@ PYBIND11_MODULE(_C, m) {
   namespace py = pybind11;
   using namespace py::literals;
   m.doc() = "Native kernels of mtkernels. The public functions are those of the package.";
-  m.def("ema_update", &mtk::ema_update, "teacher"_a, "student"_a, "decay"_a, "copied"_a = 0,
-        "names"_a = py::none());
-  m.def("ema_rows", &mtk::ema_rows, "teacher"_a, "student"_a, "decay"_a, "copied"_a, "names"_a,
-        "target_rows"_a);
+  mtk::bind_ema(m);
   m.def("softmax_mse", &mtk::softmax_mse, "student"_a, "teacher"_a, "dim"_a, "reduction"_a,
         "with_gradient"_a);
   m.def("softmax_kl", &mtk::softmax_kl, "student"_a, "teacher"_a, "dim"_a, "reduction"_a, "with_gradient"_a);

@@ -42,6 +42,14 @@ struct DLTensor {
   uint64_t byte_offset;
 };
 
+struct DLManagedTensorVersioned {
+  DLPackVersion version;
+  void* manager_ctx;
+  void (*deleter)(DLManagedTensorVersioned* self);
+  uint64_t flags;
+  DLTensor dl_tensor;
+};
+
 struct DLPackExchangeAPIHeader {
   DLPackVersion version;
   DLPackExchangeAPIHeader* prev_api;  // an older version of the table, or null
@@ -49,9 +57,9 @@ struct DLPackExchangeAPIHeader {
 
 struct DLPackExchangeAPI {
   DLPackExchangeAPIHeader header;
-  void* managed_tensor_allocator;               // this one and the next two are not used here
-  void* managed_tensor_from_py_object_no_sync;  //
-  void* managed_tensor_to_py_object_no_sync;    //
+  void* managed_tensor_allocator;  // not used here
+  int (*managed_tensor_from_py_object_no_sync)(void* py_object, DLManagedTensorVersioned** out);
+  void* managed_tensor_to_py_object_no_sync;  // not used here
   int (*dltensor_from_py_object_no_sync)(void* py_object, DLTensor* out);
   int (*current_work_stream)(DLDeviceType device_type, int32_t device_id, void** out_stream);
 };

@@ -1,104 +1,225 @@
 // Checking pairs of tensors, and choosing what the plan does with each.
 #include "pairs.h"
 
-#include <utility>
-#include <vector>
+#include <algorithm>
+
+#include "overlap.h"
 
 namespace mtk {
 namespace {
 
-// The rows that the plan already has, by where they write: a tied weight is listed twice and averaged once.
-// Teachers that overlap without starting together are not noticed.
-class Written {
- public:
-  explicit Written(size_t pairs) : mask_(table_size(pairs) - 1), slots_(mask_ + 1) {}
-
-  // The row that already writes to where `row` does; if none does, `row` is from now on that one.
-  const Row* add(const Row& row) {
-    size_t slot = (row.dst >> 4) * 0x9e3779b97f4a7c15u >> 20 & mask_;
-    while (slots_[slot].dst && slots_[slot].dst != row.dst) slot = (slot + 1) & mask_;
-    if (slots_[slot].dst) return &slots_[slot];
-    slots_[slot] = row;
-    return nullptr;
-  }
-
- private:
-  static size_t table_size(size_t pairs) {
-    size_t size = 16;
-    while (size < 2 * pairs) size *= 2;
-    return size;
-  }
-  size_t mask_;
-  std::vector<Row> slots_;
+// One pair: the student and its teachers, one for each average, with their low-order parts.
+struct Pair {
+  TensorView student, teachers[kMaxAverages], lows[kMaxAverages];
+  bool has_low[kMaxAverages];
+  Py_ssize_t index;
 };
 
-void check_pair(const TensorView& teacher, const TensorView& student, const Argument& t, const Argument& s) {
+Argument argument(const PairLists& lists, const char* name, Py_ssize_t index, int average = 0) {
+  const bool outer = lists.averages > 1 && name[0] != 's';
+  return {lists.op, name, index, lists.known_names(), outer ? average : -1};
+}
+
+void check_pair(const PairLists& lists, const Pair& pair, int k) {
+  const TensorView &teacher = pair.teachers[k], &student = pair.student;
   if (!student.same_shape(teacher)) {
-    refuse(Refusal::value, t, "have the shape of its student " + student.shape_text(), teacher.shape_text());
+    refuse(Refusal::value, argument(lists, "teacher", pair.index, k),
+           "have the shape of its student " + student.shape_text(), teacher.shape_text());
   }
   if (!student.same_device(teacher)) {
-    refuse(Refusal::value, s, "be on the device of its teacher (" + teacher.attribute("device") + ")",
+    refuse(Refusal::value, argument(lists, "student", pair.index),
+           "be on the device of its teacher (" + teacher.attribute("device") + ")",
            student.attribute("device"));
   }
   if (teacher.numel() == 0) return;
-  if (!teacher.dense())
-    refuse(Refusal::value, t, "fill its memory without gaps or overlaps", "strides " + teacher.stride_text());
+  if (!teacher.dense() && !teacher.injective()) {
+    refuse(Refusal::value, argument(lists, "teacher", pair.index, k), "fill its memory without overlaps",
+           "strides " + teacher.stride_text());
+  }
   if (!student.same_strides(teacher)) {
-    refuse(Refusal::value, s, "have the memory format of its teacher, strides " + teacher.stride_text(),
-           student.stride_text());
+    refuse(Refusal::value, argument(lists, "student", pair.index),
+           "have the memory format of its teacher, strides " + teacher.stride_text(), student.stride_text());
+  }
+  if (k > 0 && !teacher.same_dtype(pair.teachers[0])) {
+    refuse(Refusal::type, argument(lists, "teacher", pair.index, k),
+           "have the dtype of the first average's (" + pair.teachers[0].attribute("dtype") + ")",
+           teacher.attribute("dtype"));
   }
 }
 
-Row row_of(const TensorView& teacher, const TensorView& student, bool average, const Argument& t) {
+void check_low(const PairLists& lists, const Pair& pair, int k) {
+  const TensorView &low = pair.lows[k], &teacher = pair.teachers[k];
+  const Argument name = argument(lists, "low", pair.index, k);
+  if (!teacher.is_float() || teacher.dtype.bits != 16) {
+    refuse(Refusal::type, name, "be None beside a teacher that is neither bfloat16 nor float16",
+           "a low-order part of " + teacher.attribute("dtype"));
+  }
+  if (low.dtype.code != kDLInt || low.dtype.bits != 16)
+    refuse(Refusal::type, name, "be int16", low.attribute("dtype"));
+  if (!low.same_shape(teacher) || !low.same_strides(teacher) || !low.same_device(teacher)) {
+    refuse(Refusal::value, name,
+           "have the shape, memory format and device of its teacher (" + teacher.shape_text() + ", strides " +
+               teacher.stride_text() + ", " + teacher.attribute("device") + ")",
+           low.shape_text() + ", strides " + low.stride_text() + ", " + low.attribute("device"));
+  }
+}
+
+// Where each run of a pair starts, in elements: one run where the memory is filled, else those of the dims
+// that lie together. All of the pair's tensors have the same strides.
+struct Runs {
+  std::vector<int64_t> starts{0};
+  int64_t length;  // elements
+
+  Runs(const PairLists& lists, const Pair& pair) : length(pair.student.numel()) {
+    const TensorView& view = pair.teachers[0];
+    if (view.dense()) return;
+    std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size
+    for (int32_t i = 0; i < view.ndim; ++i) {
+      if (view.shape[i] != 1) dims.emplace_back(view.strides[i], view.shape[i]);
+    }
+    std::sort(dims.begin(), dims.end());
+    length = 1;
+    for (const auto& [stride, size] : dims) {
+      if (stride == length && starts.size() == 1) {
+        length *= size;
+        continue;
+      }
+      if (length == 1) {
+        refuse(Refusal::value, argument(lists, "teacher", pair.index), "have a dim of stride 1",
+               "strides " + view.stride_text());
+      }
+      const size_t inner = starts.size();
+      for (int64_t i = 1; i < size; ++i) {
+        for (size_t k = 0; k < inner; ++k) starts.push_back(starts[k] + i * stride);
+      }
+    }
+  }
+};
+
+// The row of elements [start, start + length), complex ones counted as two.
+Row row_of(const PairLists& lists, const Pair& pair, bool average) {
+  const TensorView &teacher = pair.teachers[0], &student = pair.student;
   const bool complex = teacher.is_complex() && student.is_complex();
-  if (complex || (teacher.is_float() && student.is_float())) {
-    return float_row(average ? kAverage : kConvert, teacher.address(), teacher.float_dtype(),
-                     student.address(), student.float_dtype(), teacher.numel() * (complex ? 2 : 1));
+  const uint64_t src = reinterpret_cast<uint64_t>(student.address());
+  if (!lists.swap && (complex || (teacher.is_float() && student.is_float()))) {
+    const Dtype dst_dtype = teacher.float_dtype(), src_dtype = student.float_dtype();
+    if (average || dst_dtype != src_dtype) {
+      return {src, complex ? 2 : 1, row_code(average ? kAverage : kConvert, dst_dtype, src_dtype), 0};
+    }
   }
   if (!teacher.same_dtype(student)) {
-    refuse(Refusal::type, t,
-           "have the dtype of its student (" + student.attribute("dtype") + ") or a floating one like it",
+    refuse(Refusal::type, argument(lists, "teacher", pair.index),
+           "have the dtype of its student (" + student.attribute("dtype") + ")" +
+               (lists.swap ? "" : " or a floating one like it"),
            teacher.attribute("dtype"));
   }
-  if (teacher.dtype.code > kDLUInt && teacher.dtype.code != kDLBool) {
-    refuse(Refusal::not_implemented, t, std::string(kFloatDtypes) + ", complex, integer or bool",
-           teacher.attribute("dtype"));
+  if (teacher.dtype.code > kDLUInt && teacher.dtype.code != kDLBool && !teacher.is_float() && !complex) {
+    refuse(Refusal::not_implemented, argument(lists, "teacher", pair.index),
+           std::string(kFloatDtypes) + ", complex, integer or bool", teacher.attribute("dtype"));
   }
-  return copy_row(teacher.address(), student.address(), teacher.bytes());
+  return {src, teacher.dtype.bits / 8 * teacher.dtype.lanes, kCopyBytes, 0};
+}
+
+// The pair's rows, one for each of its runs. `unit.count` is what one element counts.
+void add_rows(Plan& plan, const PairLists& lists, const Pair& pair, const Row& unit) {
+  const Runs runs(lists, pair);
+  const int64_t element = pair.teachers[0].dtype.bits / 8 * pair.teachers[0].dtype.lanes;
+  const int64_t student_element = pair.student.dtype.bits / 8 * pair.student.dtype.lanes;
+  for (const int64_t start : runs.starts) {
+    Row* row = plan.add();
+    *row = {unit.src + static_cast<uint64_t>(start * student_element), unit.count * runs.length, unit.code,
+            plan.elements};
+    Target* targets = reinterpret_cast<Target*>(row + 1);
+    uint64_t places = row->src | static_cast<uint64_t>(row->count);
+    for (int k = 0; k < plan.averages; ++k) {
+      targets[k].dst =
+          reinterpret_cast<uint64_t>(pair.teachers[k].address()) + static_cast<uint64_t>(start * element);
+      targets[k].low = pair.has_low[k] ? reinterpret_cast<uint64_t>(pair.lows[k].address()) +
+                                             static_cast<uint64_t>(start * 2)
+                                       : 0;
+      places |= targets[k].dst;
+    }
+    if (row->code == kCopyBytes && (places & 3) == 0) {
+      row->code = kCopyWords;
+      row->count /= 4;
+    }
+    plan.count += row->count;
+    plan.elements += (row->count + 7) / 8 * 8;  // groups of random numbers (philox.h) belong to one row
+  }
+}
+
+void read_pair(const PairLists& lists, Py_ssize_t index, Pair& pair) {
+  const Py_ssize_t count = static_cast<Py_ssize_t>(lists.students.size());
+  pair.index = index;
+  pair.student =
+      TensorView::of(PyTuple_GET_ITEM(lists.students.ptr(), index), argument(lists, "student", index));
+  for (int k = 0; k < lists.averages; ++k) {
+    const Py_ssize_t at = k * count + index;
+    pair.teachers[k] =
+        TensorView::of(PyTuple_GET_ITEM(lists.teachers.ptr(), at), argument(lists, "teacher", index, k));
+    check_pair(lists, pair, k);
+    PyObject* low = lists.lows.empty() ? Py_None : PyTuple_GET_ITEM(lists.lows.ptr(), at);
+    pair.has_low[k] = low != Py_None;
+    if (!pair.has_low[k]) continue;
+    pair.lows[k] = TensorView::of(low, argument(lists, "low", index, k));
+    pair.has_low[k] = pair.lows[k].numel() > 0;  // an empty one stands for None where a list may hold tensors only
+    if (pair.has_low[k]) check_low(lists, pair, k);
+  }
 }
 
 }  // namespace
 
-Pairs read_pairs(const char* op, const py::sequence& teacher, const py::sequence& student, Py_ssize_t copied,
-                 const py::object& names) {
-  Pairs pairs{py::tuple(teacher), py::tuple(student), {}, {}};
-  const Py_ssize_t count = static_cast<Py_ssize_t>(pairs.teachers.size());
-  if (static_cast<Py_ssize_t>(pairs.students.size()) != count) {
-    refuse(Refusal::value, {op, "student"}, "have as many tensors as teacher (" + std::to_string(count) + ")",
-           std::to_string(pairs.students.size()));
+Pairs read_pairs(const PairLists& lists) {
+  Pairs pairs;
+  pairs.plan.averages = lists.averages;
+  const Py_ssize_t count = static_cast<Py_ssize_t>(lists.students.size());
+  const Py_ssize_t teachers = static_cast<Py_ssize_t>(lists.teachers.size());
+  if (teachers != count * lists.averages) {
+    refuse(Refusal::value, {lists.op, "student"},
+           "have as many tensors as teacher (" + std::to_string(teachers / lists.averages) + ")",
+           std::to_string(count));
   }
-  pairs.plan.rows.reserve(static_cast<size_t>(count));
-  Written written(static_cast<size_t>(count));
-  PyObject* known_names = names.is_none() ? nullptr : names.ptr();
+  pairs.plan.words.reserve(static_cast<size_t>(count) * (4 + 2 * static_cast<size_t>(lists.averages)));
+  std::vector<Py_ssize_t> owners;  // of each row
+  owners.reserve(static_cast<size_t>(count));
+  Pair pair;
   for (Py_ssize_t i = 0; i < count; ++i) {
-    const Argument t{op, "teacher", i, known_names}, s{op, "student", i, known_names};
-    const TensorView to = TensorView::of(PyTuple_GET_ITEM(pairs.teachers.ptr(), i), t);
-    const TensorView from = TensorView::of(PyTuple_GET_ITEM(pairs.students.ptr(), i), s);
-    check_pair(to, from, t, s);
-    if (!pairs.first) pairs.first = to;
-    if (!to.same_device(*pairs.first)) {
-      refuse(Refusal::value, t, "be on the device of teacher[0] (" + pairs.first->attribute("device") + ")",
-             to.attribute("device"));
+    read_pair(lists, i, pair);
+    if (!pairs.first) pairs.first = pair.teachers[0];
+    if (!pair.teachers[0].same_device(*pairs.first)) {
+      refuse(Refusal::value, argument(lists, "teacher", i),
+             "be on the device of teacher[0] (" + pairs.first->attribute("device") + ")",
+             pair.teachers[0].attribute("device"));
     }
-    if (to.numel() == 0) continue;
-    const Row row = row_of(to, from, i < count - copied, t);
-    if (row.dst == row.src) refuse(Refusal::value, t, "have memory of its own", "that of its student");
-    const Row* const earlier = written.add(row);
-    if (!earlier) {
-      pairs.plan.add(row);
-    } else if (earlier->src != row.src || earlier->count != row.count || earlier->code != row.code) {
-      refuse(Refusal::value, t, "have memory of its own", "that of an earlier teacher in another pair");
+    if (pair.student.numel() == 0) continue;
+    add_rows(pairs.plan, lists, pair, row_of(lists, pair, i < count - lists.copied));
+    owners.resize(static_cast<size_t>(pairs.plan.table().n_rows), i);
+  }
+  settle(pairs.plan, lists, owners);
+  return pairs;
+}
+
+Pairs read_students(const char* op, const py::tuple& students) {
+  Pairs pairs;
+  for (size_t i = 0; i < students.size(); ++i) {
+    const Argument argument{op, "tensors", static_cast<Py_ssize_t>(i)};
+    const TensorView view =
+        TensorView::of(PyTuple_GET_ITEM(students.ptr(), static_cast<Py_ssize_t>(i)), argument);
+    if (!pairs.first) pairs.first = view;
+    if (!view.same_device(*pairs.first)) {
+      refuse(Refusal::value, argument,
+             "be on the device of tensors[0] (" + pairs.first->attribute("device") + ")",
+             view.attribute("device"));
     }
+    if (!(view.is_float() || view.is_complex()) || view.numel() == 0) continue;
+    if (!view.dense())
+      refuse(Refusal::value, argument, "fill its memory without gaps or overlaps",
+             "strides " + view.stride_text());
+    Row* row = pairs.plan.add();
+    *row = {reinterpret_cast<uint64_t>(view.address()), view.numel() * (view.is_complex() ? 2 : 1),
+            row_code(kAverage, view.float_dtype(), view.float_dtype()), 0};
+    reinterpret_cast<Target*>(row + 1)[0] = {0, 0};
+    pairs.plan.count += row->count;
   }
   return pairs;
 }

@@ -13,45 +13,76 @@ enum Action : int64_t {
   kAverage = 0,     // dst <- decay * dst + (1 - decay) * src
   kConvert = 16,    // dst <- src, between two floating dtypes
   kCopyBytes = 32,  // dst <- src as it is, count in bytes
-  kCopyWords = 33,  // the same in words of 4 bytes, where both pointers and the length allow it
+  kCopyWords = 33,  // the same in words of 4 bytes, where all pointers and the length allow it
 };
 
+// A row is a Row and as many Targets as there are averages, one after the other in memory.
 struct Row {
-  uint64_t dst;  // device addresses
-  uint64_t src;
+  uint64_t src;   // device address
   int64_t count;  // elements; bytes or words for copies
   int64_t code;
+  int64_t first;  // number of its first element among all of the table's: where its random numbers start
 };
-static_assert(sizeof(Row) == 32, "Triton reads a row as four int64");
+struct Target {
+  uint64_t dst;
+  uint64_t low;  // of dst's low-order part (low_part.h), or 0
+};
+static_assert(sizeof(Row) == 32 && sizeof(Target) == 16,
+              "Triton reads a row as 4 int64 and 2 for each average");
+
+constexpr int kMaxAverages = 8;
 
 inline int64_t row_code(Action action, Dtype dst, Dtype src) {
   return action + kDtypes * static_cast<int64_t>(dst) + static_cast<int64_t>(src);
 }
 
-Row float_row(Action action, void* dst, Dtype dst_dtype, const void* src, Dtype src_dtype, int64_t count);
-Row copy_row(void* dst, const void* src, int64_t bytes);
+MTK_INLINE int64_t bytes_per_count(int64_t code, bool dst) {
+  if (code == kCopyBytes) return 1;
+  if (code == kCopyWords) return 4;
+  const int64_t pair = code % (kDtypes * kDtypes);
+  return size_of(static_cast<Dtype>(dst ? pair / kDtypes : pair % kDtypes));
+}
+
+// Rows in one stretch of memory, the host's or a device's.
+struct Table {
+  const int64_t* words;
+  int64_t n_rows;
+  int averages;
+
+  MTK_INLINE int64_t width() const { return 4 + 2 * averages; }
+  MTK_INLINE const Row& row(int64_t i) const { return *reinterpret_cast<const Row*>(words + i * width()); }
+  MTK_INLINE const Target* targets(int64_t i) const {
+    return reinterpret_cast<const Target*>(words + i * width() + 4);
+  }
+};
 
 struct Plan {
-  std::vector<Row> rows;  // one per tensor
-  int64_t count = 0;      // sum of the rows' counts
+  int averages = 1;
+  std::vector<int64_t> words;  // one row per tensor
+  int64_t count = 0;           // sum of the rows' counts
+  int64_t elements = 0;        // the same with each row's rounded up: the next row's `first`
+  uint64_t id = 0;  // of a plan that is kept: no two have the same, so that its table need not be compared
 
-  void add(const Row& row) {
-    rows.push_back(row);
-    count += row.count;
+  Table table() const {
+    return {words.data(), static_cast<int64_t>(words.size()) / (4 + 2 * averages), averages};
   }
+
+  // Room for a row, which is to be filled; `first` is.
+  Row* add();
 
   // The rows cut into chunks of equal length, about target_rows of them beside those of tensors that are
   // shorter.
-  std::vector<Row> chunks(int64_t target_rows) const;
+  Plan chunks(int64_t target_rows) const;
 };
 
 #if defined(MTK_CUDA)
 // The chunked rows in device memory. Uploaded when they differ from what was uploaded before, and only then.
-struct DeviceRows {
-  const Row* rows;
-  int64_t n_rows;
+struct DeviceTable {
+  Table table;
+  double* partials;  // [n_rows, averages]: for sums over all rows, as ema_update's drift
+  unsigned* ticket;  // blocks that are done; 0 between launches
 };
-DeviceRows device_rows(const Plan& plan, int device, void* stream);
+DeviceTable device_table(const Plan& plan, int device, void* stream);
 #endif
 
 }  // namespace mtk

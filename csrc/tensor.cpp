@@ -73,6 +73,7 @@ std::string list_text(const int64_t* values, int32_t count) {
 std::string Argument::text() const {
   std::string text = std::string(op) + ": " + name;
   if (index < 0) return text;
+  if (outer >= 0) text += "[" + std::to_string(outer) + "]";
   text += "[" + std::to_string(index) + "]";
   if (names) {
     text += " ('" +
@@ -91,12 +92,22 @@ void refuse(Refusal kind, const Argument& argument, const std::string& must, con
 
 bool is_tensor(PyObject* object) { return PyObject_TypeCheck(object, torch().tensor_type); }
 
+HeldTensor::HeldTensor(PyObject* tensor) : managed_(nullptr) {
+  const auto export_tensor = torch().api->managed_tensor_from_py_object_no_sync;
+  if (export_tensor && export_tensor(tensor, &managed_) != 0) {
+    PyErr_Clear();  // reading it is slower then, no more
+    managed_ = nullptr;
+  }
+}
+
+HeldTensor::~HeldTensor() {
+  if (managed_ && managed_->deleter) managed_->deleter(managed_);
+}
+
 TensorView TensorView::of(PyObject* object, const Argument& argument) {
   if (!is_tensor(object)) refuse(Refusal::type, argument, "be a torch.Tensor", type_name(object));
   TensorView view;
-  view.object = object;
-  if (torch().api->dltensor_from_py_object_no_sync(object, &view) != 0) {
-    PyErr_Clear();  // its text is a C++ backtrace
+  if (!view.read(object)) {  // torch's own text is a C++ backtrace
     refuse(Refusal::type, argument, "be a dense tensor in memory",
            "layout " + view.attribute("layout") + ", dtype " + view.attribute("dtype") + " on " +
                view.attribute("device"));
@@ -107,6 +118,13 @@ TensorView TensorView::of(PyObject* object, const Argument& argument) {
   }
   refuse_lazy_views(view, argument);
   return view;
+}
+
+bool TensorView::read(PyObject* tensor) {
+  object = tensor;
+  if (torch().api->dltensor_from_py_object_no_sync(tensor, this) == 0) return true;
+  PyErr_Clear();
+  return false;
 }
 
 int64_t TensorView::numel() const {
@@ -132,6 +150,21 @@ bool TensorView::dense() const {
   for (const auto& [stride, size] : dims) {
     if (stride != expected) return false;
     expected *= size;
+  }
+  return true;
+}
+
+bool TensorView::injective() const {
+  if (numel() == 0) return true;
+  std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size
+  for (int32_t i = 0; i < ndim; ++i) {
+    if (shape[i] != 1) dims.emplace_back(strides[i], shape[i]);
+  }
+  std::sort(dims.begin(), dims.end());
+  int64_t reach = 0;  // from the first element to the last of the dims so far
+  for (const auto& [stride, size] : dims) {
+    if (stride <= reach) return false;
+    reach += stride * (size - 1);
   }
   return true;
 }

@@ -13,12 +13,13 @@ namespace mtk {
 namespace py = pybind11;
 
 // An argument as messages name it: `op: name`, `op: name[3]`, or `op: name[3] ('conv1.weight')` where names
-// are known.
+// are known; `op: name[1][3]` where it is a list of lists.
 struct Argument {
   const char* op;
   const char* name;
   Py_ssize_t index = -1;
   PyObject* names = nullptr;  // list of str, or null
+  Py_ssize_t outer = -1;
 
   std::string text() const;
 };
@@ -38,11 +39,16 @@ struct TensorView : DLTensor {
   // whose memory differs from their values (conj, neg).
   static TensorView of(PyObject* object, const Argument& argument);
 
+  // Fills this view again from the same tensor, unchecked. False where torch refuses, or has no memory to
+  // show.
+  bool read(PyObject* tensor);
+
   char* address() const { return static_cast<char*>(data) + byte_offset; }
   int64_t numel() const;
   int64_t bytes() const { return numel() * dtype.bits / 8 * dtype.lanes; }
-  bool dense() const;     // its elements fill one stretch of memory, in any order of the dims
-  bool is_float() const;  // one of the four dtypes of dtype.h
+  bool dense() const;      // its elements fill one stretch of memory, in any order of the dims
+  bool injective() const;  // no two of its elements lie at one place
+  bool is_float() const;   // one of the four dtypes of dtype.h
   bool is_complex() const { return dtype.code == kDLComplex; }
   Dtype float_dtype() const;  // of is_float(); of the parts where complex
   bool on_cpu() const { return device.device_type == kDLCPU || device.device_type == kDLCUDAHost; }
@@ -57,6 +63,19 @@ struct TensorView : DLTensor {
 };
 
 bool is_tensor(PyObject* object);
+
+// A reference to the tensor itself rather than to its Python object. While somebody holds one, reading the
+// tensor costs half: torch need not take the GIL to hand a first one out.
+class HeldTensor {
+ public:
+  explicit HeldTensor(PyObject* tensor);
+  ~HeldTensor();
+  HeldTensor(HeldTensor&& other) noexcept : managed_(other.managed_) { other.managed_ = nullptr; }
+  HeldTensor& operator=(HeldTensor&&) = delete;
+
+ private:
+  DLManagedTensorVersioned* managed_;  // null where torch gives none
+};
 
 // The stream on which the caller's work on this device is queued.
 void* current_stream(DLDevice device);

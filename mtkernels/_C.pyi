@@ -1,9 +1,12 @@
-"""The native module: checks arguments and runs the CPU and CUDA kernels. csrc/bindings.cpp."""
+"""The native module: checks arguments and runs the CPU and CUDA kernels. csrc/bindings.cpp, csrc/ema_bindings.cpp."""
 
 from collections.abc import Sequence
 from typing import TypedDict
 
 from torch import Tensor
+
+from mtkernels.ops.ema import Decay, EmaOptions
+from mtkernels.schedules import Schedule
 
 class BuildInfo(TypedDict):
     compiler: str
@@ -12,21 +15,51 @@ class BuildInfo(TypedDict):
     cpu: str
     threads: int
 
+class EmaPlan:
+    """Lists of tensors whose table is made once; each update looks whether one moved, and only then makes it again."""
+
+    teacher: tuple[Tensor, ...]
+    student: tuple[Tensor, ...]
+    low: tuple[Tensor | None, ...]
+    copied: int
+    names: list[str] | None
+    def __init__(
+        self,
+        teacher: Sequence[Tensor],
+        student: Sequence[Tensor],
+        averages: int = 1,
+        copied: int = 0,
+        names: list[str] | None = None,
+        low: Sequence[Tensor | None] | None = None,
+    ) -> None: ...
+    def update(self, decay: Decay | Sequence[Decay], options: EmaOptions | None = None) -> None: ...
+    def check(self, decay: Decay | Sequence[Decay], options: EmaOptions | None = None) -> int: ...
+    def rows(self, target_rows: int) -> bytes: ...
+
 def ema_update(
     teacher: Sequence[Tensor],
     student: Sequence[Tensor],
-    decay: float | Tensor,
+    decay: Decay | Sequence[Decay],
     copied: int = 0,
     names: list[str] | None = None,
+    options: EmaOptions | None = None,
 ) -> None: ...
 def ema_rows(
     teacher: Sequence[Tensor],
     student: Sequence[Tensor],
-    decay: float | Tensor,
+    decay: Decay | Sequence[Decay],
     copied: int,
     names: list[str] | None,
+    options: EmaOptions | None,
     target_rows: int,
 ) -> bytes: ...
+def decay_at(schedule: Schedule, step: float) -> float: ...
+def swap_(teacher: Sequence[Tensor], student: Sequence[Tensor], names: list[str] | None = None) -> None: ...
+def swap_rows(
+    teacher: Sequence[Tensor], student: Sequence[Tensor], names: list[str] | None, target_rows: int
+) -> bytes: ...
+def nonfinite_(found: Tensor, tensors: Sequence[Tensor]) -> None: ...
+def nonfinite_rows(found: Tensor, tensors: Sequence[Tensor], target_rows: int) -> bytes: ...
 def softmax_mse(
     student: Tensor, teacher: Tensor, dim: int, reduction: str, with_gradient: bool
 ) -> tuple[Tensor, Tensor | None]: ...

@@ -8,6 +8,9 @@ from mtkernels import _C
 HAS_CUDA = _C.build_info()["cuda"] is not None and torch.version.hip is None
 
 ema_update = _C.ema_update
+ema_update_plan = _C.EmaPlan.update
+swap_ = _C.swap_
+nonfinite_ = _C.nonfinite_
 softmax_mse = _C.softmax_mse
 softmax_kl = _C.softmax_kl
 scale_ = _C.scale_

@@ -1,23 +1,48 @@
 """ema_update: the weight average of teacher-student training, over all tensors of a model in one launch."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mtkernels._library import define, must_dispatch
 from mtkernels.backends import backend_for
+from mtkernels.ops.matching import Names, Pairs, Tensors, local_shards, match, matched_averages
+from mtkernels.schedules import Schedule
 
-Tensors = nn.Module | Mapping[str, Tensor] | Sequence[Tensor]
+Decay = float | Tensor | Schedule
+
+
+class EmaOptions(NamedTuple):
+    """What an update takes beside tensors and decay. csrc/ema_update.h tells what each does; the binding checks them."""
+
+    step: Tensor | int | None = None
+    low: Sequence[Tensor | None] | None = None
+    stochastic: bool = False
+    seed: int = 0
+    found_inf: Tensor | None = None
+    drift: Tensor | None = None
+    every: int = 1
+    start: int = 0
+    advance: bool = False
 
 
 def ema_update(
-    teacher: Tensors,
+    teacher: Tensors | Sequence[Tensors],
     student: Tensors,
-    decay: float | Tensor,
+    decay: Decay | Sequence[Decay],
     *,
+    step: int | Tensor | None = None,
     buffers: Literal["average", "copy", "keep"] = "average",
+    include: Names = None,
+    exclude: Names = None,
+    rounding: Literal["nearest", "stochastic"] = "nearest",
+    seed: int = 0,
+    low: Mapping[str, Tensor] | Sequence[Tensor | None] | None = None,
+    found_inf: Tensor | None = None,
+    skip_nonfinite: bool = False,
+    drift: Tensor | None = None,
 ) -> None:
     """Moves the teacher's weights toward the student's, in place.
 
@@ -27,127 +52,196 @@ def ema_update(
         teacher, student: two modules (matched by name), two mappings of tensors (by key) or two sequences (by
             position). Each pair has one shape, memory format and device. Floating dtypes (float16, bfloat16, float32,
             float64, and complex) may differ within a pair: the average is computed in float32, or float64 where
-            either is, and rounded once. Integer and bool tensors are copied. Tied weights are averaged once.
-        decay: between 0 (copy the student) and 1 (keep the teacher), without unit; a number, or a 0-d float32 or
-            float64 tensor. One on the weights' device is read by the kernel, without a sync, also in a captured graph.
+            either is, and rounded once. Integer and bool tensors are copied. Tied weights are averaged once. DTensors
+            are averaged shard by shard, without communication.
+        decay: between 0 (copy the student) and 1 (keep the teacher), without unit; a number, a 0-d float32 or float64
+            tensor, or one of `mtkernels.schedules`. A tensor on the weights' device is read by the kernel, without a
+            sync, also in a captured graph. A list of up to 8: as many averages, and `teacher` is a list of as many;
+            each student weight is read once for all.
+        step: the schedule's argument, from 1 on: an int, or a 0-d int64 tensor on the weights' device, which the kernel
+            reads. 'stochastic' needs it too: each step has random numbers of its own.
         buffers: for modules, what happens to floating buffers (batch-norm statistics): averaged, copied, or kept as the
             teacher's own. Integer and bool buffers (counters, indices) are copied in every case.
+        include, exclude: for modules and mappings, the names that move: patterns such as "head.*", or a function of the
+            name that tells. Others stay as they are.
+        rounding: of bf16 and fp16 averages: 'stochastic' rounds up or down with the probability of what is cut off, so
+            that steps smaller than a unit in the last place count (to nearest, they are lost). Philox, by `seed`,
+            step and element: the same bits on every backend.
+        low: the low-order parts of bf16 and fp16 averages: int16 tensors like their teachers, zeros at first, by name or
+            by position (None where there is none). bf16 and its low part are an fp32 number together, fp16 and its
+            low part have 22 bits.
+        found_inf: one float32 on the weights' device, as torch.amp.GradScaler keeps it: where it is not 0 the update
+            leaves the teacher as it is, without a sync.
+        skip_nonfinite: likewise where any floating weight of the student is infinite or NaN: one more launch looks at
+            them first. Not with DTensors: reduce a found_inf over the ranks.
+        drift: float64 on the weights' device, one for each average: gets the norm of teacher - student over all averaged
+            pairs (their local shards), after the update, from the same launch. Unchanged where the update is skipped.
 
-    Like an optimizer's step it runs outside autograd, also where the teacher's weights require grad.
+    As torch's own in-place functions it refuses teachers that require grad while autograd records.
 
     Raises:
         TypeError, ValueError, NotImplementedError: naming the tensor, before anything is written.
 
     Source: Tarvainen and Valpola, "Mean teachers are better role models" (2017), eq. 2.
     """
-    teachers, students, copied, names = _pairs(teacher, student, buffers)
-    if not teachers and not students:
+    if isinstance(decay, (list, tuple)):
+        teacher = _several(teacher, decay)
+        pairs = matched_averages(teacher, student, buffers, include, exclude)
+    else:
+        pairs = match(teacher, student, buffers, include, exclude)
+    if not pairs.teachers and not pairs.students:
         return
-    if teachers and must_dispatch(teachers[0]):
-        overload = torch.ops.mtkernels.ema_update
-        (overload.tensor if isinstance(decay, Tensor) else overload.default)(
-            teachers, students, decay, copied
+    options = None
+    if not (step is low is found_inf is drift is None and rounding == "nearest" and not skip_nonfinite):
+        if skip_nonfinite:
+            found_inf = nonfinite(pairs.students, found_inf)
+        averages = len(decay) if isinstance(decay, (list, tuple)) else 1
+        options = EmaOptions(
+            step, _low_list(low, pairs, averages), _is_stochastic(rounding), seed, found_inf, drift
         )
+    if pairs.teachers and must_dispatch(pairs.teachers[0]):
+        dispatch(pairs, decay, options)
         return
-    _update(teachers, students, decay, copied, names)
+    update(pairs, decay, options)
 
 
-def _update(teacher, student, decay, copied=0, names=None):
+def update(pairs: Pairs, decay, options: EmaOptions | None = None) -> None:
+    """The update of matched lists in eager mode."""
+    try:
+        _update(*pairs[:2], decay, pairs.copied, pairs.names, options)
+    except TypeError:  # DTensors have no memory of their own; nothing has been written
+        if (local := local_shards(pairs)) is None:
+            raise
+        _update(*local[:2], decay, local.copied, local.names, options)
+
+
+def dispatch(pairs: Pairs, decay, options: EmaOptions | None = None) -> None:
+    """The same through the registered op, for tracers, modes and subclasses."""
+    teachers, students, copied, _ = local_shards(pairs) or pairs
+    overload = torch.ops.mtkernels.ema_update
+    if options is None and not isinstance(decay, (list, tuple, Schedule)):
+        chosen = overload.tensor if isinstance(decay, Tensor) else overload.default
+        chosen(teachers, students, decay, copied)
+        return
+    o = options or EmaOptions()
+    decays = decay if isinstance(decay, (list, tuple)) else [decay]
+    numbers, live = [], []
+    for one in decays:
+        if isinstance(one, Tensor):
+            live.append(one)
+        numbers += _LIVE if isinstance(one, Tensor) else _kernel(one)
+    low = [] if o.low is None else [teachers[0].new_empty(0) if t is None else t for t in o.low]
+    tensor_step = o.step if isinstance(o.step, Tensor) else None
+    overload.full(
+        teachers, students, numbers, live, low, tensor_step, o.found_inf, o.drift, copied,
+        0 if tensor_step is not None or o.step is None else o.step, o.stochastic, o.seed, o.every, o.start, o.advance,
+    )  # fmt: skip
+
+
+def nonfinite(tensors: Sequence[Tensor], found_inf: Tensor | None = None) -> Tensor:
+    """1.0 where any floating element of the tensors is infinite or NaN, or found_inf says so, else 0.0; on their device."""
+    if any(hasattr(tensor, "to_local") for tensor in tensors):
+        raise NotImplementedError(
+            "ema_update: skip_nonfinite must be False for DTensors (ranks would disagree: reduce a found_inf over them), "
+            "got True"
+        )
+    if not tensors:
+        return torch.zeros(())
+    if found_inf is None:
+        found = torch.zeros((), device=tensors[0].device)
+    else:
+        found = found_inf.clone()
+    if must_dispatch(tensors[0]):
+        torch.ops.mtkernels.nonfinite_(found, list(tensors))
+    else:
+        backend_for(tensors[0].device.type).nonfinite_(found, tensors)
+    return found
+
+
+_LIVE = (9.0, 0.0, 0.0, 0.0, 0.0)  # csrc/decay.h: a decay in memory
+
+
+def _kernel(decay: float | Schedule) -> tuple[float, ...]:
+    return decay.kernel if isinstance(decay, Schedule) else (0.0, float(decay), 0.0, 0.0, 0.0)
+
+
+def _several(teacher, decay) -> Sequence[Tensors]:
+    if not isinstance(teacher, (list, tuple)) or len(teacher) != len(decay):
+        got = len(teacher) if isinstance(teacher, (list, tuple)) else type(teacher).__name__
+        raise ValueError(
+            f"ema_update: teacher must be a list of one teacher for each of {len(decay)} decays, got {got}"
+        )
+    if not 1 <= len(decay) <= 8:
+        raise ValueError(f"ema_update: decay must be one, or a list of 1 to 8, got {len(decay)}")
+    return teacher
+
+
+def _is_stochastic(rounding: str) -> bool:
+    if rounding not in ("nearest", "stochastic"):
+        raise ValueError(f"ema_update: rounding must be 'nearest' or 'stochastic', got {rounding!r}")
+    return rounding == "stochastic"
+
+
+def _low_list(low, pairs: Pairs, averages: int) -> list[Tensor | None] | None:
+    """One for each teacher. For several averages `low` is a list of as many."""
+    if low is None:
+        return None
+    found: list[Tensor | None] = []
+    for part in [low] if averages == 1 else low:
+        if isinstance(part, Mapping):
+            found += [part.get(name) for name in pairs.names or ()]
+        else:
+            found += list(part)
+    if len(found) != len(pairs.teachers):
+        raise ValueError(
+            f"ema_update: low must have one part, or None, for each of {len(pairs.teachers)} teacher tensors, "
+            f"got {len(found)}"
+        )
+    return found
+
+
+def _update(teacher, student, decay, copied=0, names=None, options=None):
     device = teacher[0].device.type if teacher and isinstance(teacher[0], Tensor) else "cpu"
-    backend_for(device).ema_update(teacher, student, decay, copied, names)
+    backend_for(device).ema_update(teacher, student, decay, copied, names, options)
     torch.autograd.graph.increment_version(teacher)
 
 
-def _fake(teacher, student, decay, copied=0):
+def _update_full(
+    teacher, student, decays, live, low, step, found_inf, drift, copied, number, stochastic, seed, every, start, advance
+):  # fmt: skip
+    tensors = iter(live)
+    decay = [
+        next(tensors) if decays[at] == _LIVE[0] else Schedule("decay", (int(decays[at]), *decays[at + 1 : at + 5]))
+        for at in range(0, len(decays), 5)
+    ]
+    decay = [one.kernel[1] if isinstance(one, Schedule) and one.kernel[0] == 0 else one for one in decay]
+    step = number or None if step is None else step
+    options = EmaOptions(step, low or None, stochastic, seed, found_inf, drift, every, start, advance)
+    _update(teacher, student, decay, copied, None, options)
+
+
+def _nothing(*arguments, **named):
     return None
 
 
-define("ema_update(Tensor(a!)[] teacher, Tensor[] student, float decay, int copied=0) -> ()", _update, _fake)
+define("ema_update(Tensor(a!)[] teacher, Tensor[] student, float decay, int copied=0) -> ()", _update, _nothing)
 define(
-    "ema_update.tensor(Tensor(a!)[] teacher, Tensor[] student, Tensor decay, int copied=0) -> ()",
-    _update,
-    _fake,
+    "ema_update.tensor(Tensor(a!)[] teacher, Tensor[] student, Tensor decay, int copied=0) -> ()", _update, _nothing
 )
-
-
-def _pairs(teacher, student, buffers):
-    """Lists of teachers and students, how many at their end are copied, and names for messages (None for sequences)."""
-    if buffers not in ("average", "copy", "keep"):
-        raise ValueError(f"ema_update: buffers must be 'average', 'copy' or 'keep', got {buffers!r}")
-    if isinstance(teacher, nn.Module) and isinstance(student, nn.Module):
-        return _module_pairs(teacher, student, buffers)
-    if buffers != "average":
-        raise ValueError(
-            f"ema_update: buffers must be 'average' where teacher is no module (a {type(teacher).__name__} does not "
-            f"tell its buffers), got {buffers!r}"
-        )
-    if isinstance(teacher, Mapping) and isinstance(student, Mapping):
-        names = _same_names(teacher, student, "tensors")
-        return [teacher[name] for name in names], [student[name] for name in names], 0, names
-    for argument, value in (("teacher", teacher), ("student", student)):
-        if isinstance(value, (nn.Module, Mapping, Tensor, str)) or not isinstance(value, Sequence):
-            other = "student" if argument == "teacher" else "teacher"
-            raise TypeError(
-                f"ema_update: {argument} must be a module, a mapping or a sequence of tensors, as {other} is, "
-                f"got {type(value).__name__}"
-            )
-    return _listed(teacher), _listed(student), 0, None
-
-
-def _listed(tensors: Sequence[Tensor]) -> list[Tensor] | tuple[Tensor, ...]:
-    """Read once: a sequence may make its tensors on the way."""
-    return tensors if isinstance(tensors, (list, tuple)) else list(tensors)
-
-
-def _module_pairs(teacher, student, buffers):
-    (weights, kept), (student_weights, student_kept) = _named(teacher), _named(student)
-    weights, student_weights, names = _matched(weights, student_weights, "parameters")
-    kept, student_kept, kept_names = _matched(kept, student_kept, "buffers")
-    if buffers == "keep":
-        kept_names = [name for name in kept_names if not _is_average(kept[name])]
-    teachers = [weights[name] for name in names] + [kept[name] for name in kept_names]
-    students = [student_weights[name] for name in names] + [student_kept[name] for name in kept_names]
-    return teachers, students, 0 if buffers == "average" else len(kept_names), names + kept_names
-
-
-def _is_average(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
-
-
-def _named(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Parameters and buffers, each once, by their first names less what torch.compile puts in; in one walk."""
-    parameters, buffers, seen = {}, {}, set()
-    for prefix, part in module.named_modules():
-        prefix = f"{prefix}.".replace("_orig_mod.", "") if prefix else ""
-        for tensors, named in ((part._parameters, parameters), (part._buffers, buffers)):
-            for name, tensor in tensors.items():
-                if tensor is not None and id(tensor) not in seen:
-                    seen.add(id(tensor))
-                    named[prefix + name] = tensor
-    return parameters, buffers
-
-
-def _matched(teacher: dict, student: dict, kind: str) -> tuple[dict, dict, list[str]]:
-    """Both by the same names: DataParallel's prefix goes where only one side has it."""
-    if teacher.keys() != student.keys():
-        if teacher.keys() == (bare := _without_prefix(student)).keys():
-            student = bare
-        elif (bare := _without_prefix(teacher)).keys() == student.keys():
-            teacher = bare
-    return teacher, student, _same_names(teacher, student, kind)
-
-
-def _without_prefix(named: dict[str, Tensor]) -> dict[str, Tensor]:
-    if not all(name.startswith("module.") for name in named):
-        return named
-    return {name.removeprefix("module."): tensor for name, tensor in named.items()}
-
-
-def _same_names(teacher: Mapping, student: Mapping, kind: str) -> list[str]:
-    names = list(teacher)
-    if teacher.keys() != student.keys():
-        missing = next((name for name in names if name not in student), None)
-        extra = next((name for name in student if name not in teacher), None)
-        difference = f"none named {missing!r}" if missing is not None else f"also one named {extra!r}"
-        raise ValueError(f"ema_update: student must have the {kind} of its teacher, got {difference}")
-    return names
+define(
+    "ema_update.full(Tensor(a!)[] teacher, Tensor[] student, float[] decays, Tensor[] live, Tensor(b!)[] low, "
+    "Tensor(c!)? step, Tensor? found_inf, Tensor(d!)? drift, int copied=0, int number=0, bool stochastic=False, "
+    "int seed=0, int every=1, int start=0, bool advance=False) -> ()",
+    _update_full,
+    _nothing,
+)
+define(
+    "nonfinite_(Tensor(a!) found, Tensor[] tensors) -> ()",
+    lambda found, tensors: backend_for(found.device.type).nonfinite_(found, tensors),
+    _nothing,
+)
+define(
+    "swap_(Tensor(a!)[] teacher, Tensor(b!)[] student) -> ()",
+    lambda teacher, student: backend_for(teacher[0].device.type).swap_(teacher, student),
+    _nothing,
+)

@@ -1,0 +1,209 @@
+"""Which student tensor belongs to which teacher tensor: modules by name, mappings by key, sequences by position."""
+
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+Tensors = nn.Module | Mapping[str, Tensor] | Sequence[Tensor]
+Names = str | Sequence[str] | Callable[[str], bool] | None
+
+# What wrappers put into the names of the model that they wrap: torch.compile, FSDP, activation checkpointing.
+WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+
+
+class Pairs(NamedTuple):
+    teachers: Sequence[Tensor]
+    students: Sequence[Tensor]
+    copied: int  # how many at their end are copied
+    names: list[str] | None  # None for sequences
+
+
+def match(
+    teacher: Tensors, student: Tensors, buffers: str = "average", include: Names = None, exclude: Names = None
+) -> Pairs:
+    """The pairs of ema_update; its docstring tells which."""
+    if buffers not in ("average", "copy", "keep"):
+        raise ValueError(f"ema_update: buffers must be 'average', 'copy' or 'keep', got {buffers!r}")
+    if isinstance(teacher, nn.Module) and isinstance(student, nn.Module):
+        return _chosen(_module_pairs(teacher, student, buffers), include, exclude)
+    if buffers != "average":
+        raise ValueError(
+            f"ema_update: buffers must be 'average' where teacher is no module (a {type(teacher).__name__} does not "
+            f"tell its buffers), got {buffers!r}"
+        )
+    if isinstance(teacher, Mapping) and isinstance(student, Mapping):
+        names = _same_names(teacher, student, "tensors")
+        pairs = Pairs([teacher[name] for name in names], [student[name] for name in names], 0, names)
+        return _chosen(pairs, include, exclude)
+    for argument, value in (("teacher", teacher), ("student", student)):
+        if isinstance(value, (nn.Module, Mapping, Tensor, str)) or not isinstance(value, Sequence):
+            other = "student" if argument == "teacher" else "teacher"
+            raise TypeError(
+                f"ema_update: {argument} must be a module, a mapping or a sequence of tensors, as {other} is, "
+                f"got {type(value).__name__}"
+            )
+    for argument, names in (("include", include), ("exclude", exclude)):
+        if names is not None:
+            raise ValueError(
+                f"ema_update: {argument} must be None where teacher is a sequence (it has no names), got {names!r}"
+            )
+    return Pairs(_listed(teacher), _listed(student), 0, None)
+
+
+def matched_averages(
+    teachers: Sequence[Tensors], student: Tensors, buffers: str, include: Names, exclude: Names
+) -> Pairs:
+    """Several teachers of one student: all tensors of the first, then all of the second ..."""
+    pairs = [match(teacher, student, buffers, include, exclude) for teacher in teachers]
+    first = pairs[0]
+    for index, other in enumerate(pairs):
+        if len(other.teachers) != len(first.students):
+            raise ValueError(
+                f"ema_update: teacher[{index}] must have as many tensors as student ({len(first.students)}), "
+                f"got {len(other.teachers)}"
+            )
+        if other.names != first.names:
+            order = {name: at for at, name in enumerate(other.names)}
+            tensors = [other.teachers[order[name]] for name in first.names]
+            pairs[index] = other._replace(teachers=tensors)
+    return first._replace(teachers=[tensor for other in pairs for tensor in other.teachers])
+
+
+def is_average(tensor: Tensor) -> bool:
+    """Whether a tensor is averaged rather than copied."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def local_shards(pairs: Pairs) -> Pairs | None:
+    """DTensors by their local shards, with no communication; None where there is no DTensor."""
+    tensors = [*pairs.teachers, *pairs.students]
+    if not any(hasattr(tensor, "to_local") for tensor in tensors):
+        return None
+    averages = len(pairs.teachers) // max(len(pairs.students), 1)
+    for index, (to, source) in enumerate(
+        zip(pairs.teachers, list(pairs.students) * averages, strict=True) if averages else ()
+    ):
+        ours, theirs = (getattr(tensor, "placements", None) for tensor in (to, source))
+        if ours != theirs or getattr(to, "device_mesh", None) != getattr(source, "device_mesh", None):
+            at = index % len(pairs.students)
+            name = f" ({pairs.names[at]!r})" if pairs.names else ""
+            raise ValueError(
+                f"ema_update: teacher[{at}]{name} must be sharded as its student is "
+                f"({_sharding(source)}), got {_sharding(to)}"
+            )
+    with torch.no_grad():
+        teachers, students = (
+            [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in side]
+            for side in (pairs.teachers, pairs.students)
+        )
+    return pairs._replace(teachers=teachers, students=students)
+
+
+def _sharding(tensor: Tensor) -> str:
+    if not hasattr(tensor, "placements"):
+        return "not a DTensor"
+    return f"{tensor.placements} on {tensor.device_mesh}"
+
+
+def _listed(tensors: Sequence[Tensor]) -> list[Tensor] | tuple[Tensor, ...]:
+    """Read once: a sequence may make its tensors on the way."""
+    return tensors if isinstance(tensors, (list, tuple)) else list(tensors)
+
+
+def _chosen(pairs: Pairs, include: Names, exclude: Names) -> Pairs:
+    if include is None and exclude is None:
+        return pairs
+    wanted, unwanted = _predicate("include", include), _predicate("exclude", exclude)
+    kept = [
+        at
+        for at, name in enumerate(pairs.names)
+        if (include is None or wanted(name)) and not (exclude is not None and unwanted(name))
+    ]
+    if not kept:
+        raise ValueError(
+            f"ema_update: include and exclude must leave at least one tensor of {len(pairs.names)}, "
+            f"got include={include!r}, exclude={exclude!r}"
+        )
+    copied = sum(at >= len(pairs.names) - pairs.copied for at in kept)
+    return Pairs(
+        [pairs.teachers[at] for at in kept],
+        [pairs.students[at] for at in kept],
+        copied,
+        [pairs.names[at] for at in kept],
+    )
+
+
+def _predicate(argument: str, names: Names) -> Callable[[str], bool]:
+    if names is None or callable(names):
+        return names or bool
+    patterns = [names] if isinstance(names, str) else list(names)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(
+                f"ema_update: {argument} must be name patterns (such as 'head.*') or a function of a name, "
+                f"got {type(pattern).__name__}"
+            )
+    return lambda name: any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _module_pairs(teacher: nn.Module, student: nn.Module, buffers: str) -> Pairs:
+    (weights, kept), (student_weights, student_kept) = named_tensors(teacher), named_tensors(student)
+    weights, student_weights, names = _matched(weights, student_weights, "parameters")
+    kept, student_kept, kept_names = _matched(kept, student_kept, "buffers")
+    if buffers == "keep":
+        kept_names = [name for name in kept_names if not is_average(kept[name])]
+    teachers = [weights[name] for name in names] + [kept[name] for name in kept_names]
+    students = [student_weights[name] for name in names] + [student_kept[name] for name in kept_names]
+    return Pairs(teachers, students, 0 if buffers == "average" else len(kept_names), names + kept_names)
+
+
+def named_tensors(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Parameters and buffers, each once, by their first names less what wrappers put in; in one walk."""
+    parameters, buffers, seen = {}, {}, set()
+    for prefix, part in module.named_modules():
+        prefix = _bare(prefix)
+        for tensors, named in ((part._parameters, parameters), (part._buffers, buffers)):
+            for name, tensor in tensors.items():
+                if tensor is not None and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    named[prefix + name] = tensor
+    return parameters, buffers
+
+
+def _bare(prefix: str) -> str:
+    if not prefix:
+        return ""
+    prefix += "."
+    if "_" in prefix:
+        for wrapper in WRAPPERS:
+            prefix = prefix.replace(wrapper, "")
+    return prefix
+
+
+def _matched(teacher: dict, student: dict, kind: str) -> tuple[dict, dict, list[str]]:
+    """Both by the same names: DataParallel's prefix goes where only one side has it."""
+    if teacher.keys() != student.keys():
+        if teacher.keys() == (bare := _without_prefix(student)).keys():
+            student = bare
+        elif (bare := _without_prefix(teacher)).keys() == student.keys():
+            teacher = bare
+    return teacher, student, _same_names(teacher, student, kind)
+
+
+def _without_prefix(named: dict[str, Tensor]) -> dict[str, Tensor]:
+    if not all(name.startswith("module.") for name in named):
+        return named
+    return {name.removeprefix("module."): tensor for name, tensor in named.items()}
+
+
+def _same_names(teacher: Mapping, student: Mapping, kind: str) -> list[str]:
+    names = list(teacher)
+    if teacher.keys() != student.keys():
+        missing = next((name for name in names if name not in student), None)
+        extra = next((name for name in student if name not in teacher), None)
+        difference = f"none named {missing!r}" if missing is not None else f"also one named {extra!r}"
+        raise ValueError(f"ema_update: student must have the {kind} of its teacher, got {difference}")
+    return names
