@@ -10,6 +10,7 @@
 #include "build_info.h"
 #include "logits.h"
 #include "scale.h"
+#include "slots.h"
 #include "softmax_kl.h"
 #include "softmax_mse.h"
 #include "tensor.h"
@@ -104,6 +105,7 @@ PYBIND11_MODULE(_C, m) {
   using namespace py::literals;
   m.doc() = "Native kernels of mtkernels. The public functions are those of the package.";
   mtk::bind_ema(m);
+  mtk::bind_slots(m);
   m.def("softmax_mse", &mtk::softmax_mse, "student"_a, "teacher"_a, "dim"_a, "reduction"_a,
         "with_gradient"_a);
   m.def("softmax_kl", &mtk::softmax_kl, "student"_a, "teacher"_a, "dim"_a, "reduction"_a, "with_gradient"_a);

@@ -64,29 +64,25 @@ void check_low(const PairLists& lists, const Pair& pair, int k) {
   }
 }
 
-// Where each run of a pair starts, in elements: one run where the memory is filled, else those of the dims
-// that lie together. All of the pair's tensors have the same strides.
+// Where the runs of a tensor with gaps start, in elements: a run is what the dims that lie together make. All
+// of a pair's tensors have the same strides.
 struct Runs {
   std::vector<int64_t> starts{0};
   int64_t length;  // elements
 
-  Runs(const PairLists& lists, const Pair& pair) : length(pair.student.numel()) {
-    const TensorView& view = pair.teachers[0];
-    if (view.dense()) return;
+  Runs(const TensorView& view, const Argument& argument) : length(1) {
     std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size
     for (int32_t i = 0; i < view.ndim; ++i) {
       if (view.shape[i] != 1) dims.emplace_back(view.strides[i], view.shape[i]);
     }
     std::sort(dims.begin(), dims.end());
-    length = 1;
     for (const auto& [stride, size] : dims) {
       if (stride == length && starts.size() == 1) {
         length *= size;
         continue;
       }
       if (length == 1) {
-        refuse(Refusal::value, argument(lists, "teacher", pair.index), "have a dim of stride 1",
-               "strides " + view.stride_text());
+        refuse(Refusal::value, argument, "have a dim of stride 1", "strides " + view.stride_text());
       }
       const size_t inner = starts.size();
       for (int64_t i = 1; i < size; ++i) {
@@ -120,31 +116,67 @@ Row row_of(const PairLists& lists, const Pair& pair, bool average) {
   return {src, teacher.dtype.bits / 8 * teacher.dtype.lanes, kCopyBytes, 0};
 }
 
-// The pair's rows, one for each of its runs. `unit.count` is what one element counts.
-void add_rows(Plan& plan, const PairLists& lists, const Pair& pair, const Row& unit) {
-  const Runs runs(lists, pair);
-  const int64_t element = pair.teachers[0].dtype.bits / 8 * pair.teachers[0].dtype.lanes;
-  const int64_t student_element = pair.student.dtype.bits / 8 * pair.student.dtype.lanes;
-  for (const int64_t start : runs.starts) {
-    Row* row = plan.add();
-    *row = {unit.src + static_cast<uint64_t>(start * student_element), unit.count * runs.length, unit.code,
-            plan.elements};
-    Target* targets = reinterpret_cast<Target*>(row + 1);
-    uint64_t places = row->src | static_cast<uint64_t>(row->count);
-    for (int k = 0; k < plan.averages; ++k) {
-      targets[k].dst =
-          reinterpret_cast<uint64_t>(pair.teachers[k].address()) + static_cast<uint64_t>(start * element);
-      targets[k].low = pair.has_low[k] ? reinterpret_cast<uint64_t>(pair.lows[k].address()) +
-                                             static_cast<uint64_t>(start * 2)
-                                       : 0;
-      places |= targets[k].dst;
-    }
-    if (row->code == kCopyBytes && (places & 3) == 0) {
-      row->code = kCopyWords;
-      row->count /= 4;
-    }
-    plan.count += row->count;
-    plan.elements += (row->count + 7) / 8 * 8;  // groups of random numbers (philox.h) belong to one row
+// The row of elements [start, start + length). `unit.count` is what one element counts.
+void add_row(Plan& plan, const Pair& pair, const Row& unit, int64_t start, int64_t length) {
+  const int64_t dst_offset = start * (pair.teachers[0].dtype.bits / 8 * pair.teachers[0].dtype.lanes);
+  const int64_t src_offset = start * (pair.student.dtype.bits / 8 * pair.student.dtype.lanes);
+  Row* row = plan.add();
+  *row = {unit.src + static_cast<uint64_t>(src_offset), unit.count * length, unit.code, plan.elements};
+  Target* targets = reinterpret_cast<Target*>(row + 1);
+  uint64_t places = row->src | static_cast<uint64_t>(row->count);
+  for (int k = 0; k < plan.averages; ++k) {
+    targets[k].dst = reinterpret_cast<uint64_t>(pair.teachers[k].address() + dst_offset);
+    targets[k].low = pair.has_low[k] ? reinterpret_cast<uint64_t>(pair.lows[k].address() + 2 * start) : 0;
+    places |= targets[k].dst;
+  }
+  if (row->code == kCopyBytes && (places & 3) == 0) {
+    row->code = kCopyWords;
+    row->count /= 4;
+  }
+  plan.count += row->count;
+  // Groups of random numbers (philox.h) belong to one row; copies need none.
+  if (row->code < kConvert) plan.elements += (row->count + 7) / 8 * 8;
+}
+
+// Gives how many there are.
+size_t add_rows(Plan& plan, const PairLists& lists, const Pair& pair, const Row& unit) {
+  if (pair.teachers[0].dense()) {
+    add_row(plan, pair, unit, 0, pair.student.numel());
+    return 1;
+  }
+  const Runs runs(pair.teachers[0], argument(lists, "teacher", pair.index));
+  for (const int64_t start : runs.starts) add_row(plan, pair, unit, start, runs.length);
+  return runs.starts.size();
+}
+
+void check_lists(const PairLists& lists) {
+  const size_t count = lists.students.size(), teachers = lists.teachers.size();
+  const size_t averages = static_cast<size_t>(lists.averages);
+  if (teachers != count * averages && teachers % averages == 0) {
+    refuse(Refusal::value, {lists.op, "student"},
+           "have as many tensors as teacher (" + std::to_string(teachers / averages) + ")",
+           std::to_string(count));
+  }
+  if (teachers != count * averages) {
+    refuse(
+        Refusal::value, {lists.op, "teacher"},
+        "have " + std::to_string(averages) + " tensors for each of student (" + std::to_string(count) + ")",
+        std::to_string(teachers));
+  }
+  if (!lists.lows.empty() && lists.lows.size() != teachers) {
+    refuse(Refusal::value, {lists.op, "low"},
+           "have one part, or None, for each of teacher's tensors (" + std::to_string(teachers) + ")",
+           std::to_string(lists.lows.size()));
+  }
+  if (lists.copied < 0 || lists.copied > static_cast<Py_ssize_t>(count)) {
+    refuse(Refusal::value, {lists.op, "copied"},
+           "be between 0 and the number of pairs, " + std::to_string(count), std::to_string(lists.copied));
+  }
+  if (lists.names.is_none()) return;
+  if (!PyList_Check(lists.names.ptr()) ||
+      PyList_GET_SIZE(lists.names.ptr()) != static_cast<Py_ssize_t>(count)) {
+    refuse(Refusal::type, {lists.op, "names"}, "be None or a list of " + std::to_string(count) + " names",
+           py::str(lists.names));
   }
 }
 
@@ -162,7 +194,8 @@ void read_pair(const PairLists& lists, Py_ssize_t index, Pair& pair) {
     pair.has_low[k] = low != Py_None;
     if (!pair.has_low[k]) continue;
     pair.lows[k] = TensorView::of(low, argument(lists, "low", index, k));
-    pair.has_low[k] = pair.lows[k].numel() > 0;  // an empty one stands for None where a list may hold tensors only
+    pair.has_low[k] =
+        pair.lows[k].numel() > 0;  // an empty one stands for None where a list may hold tensors only
     if (pair.has_low[k]) check_low(lists, pair, k);
   }
 }
@@ -172,13 +205,8 @@ void read_pair(const PairLists& lists, Py_ssize_t index, Pair& pair) {
 Pairs read_pairs(const PairLists& lists) {
   Pairs pairs;
   pairs.plan.averages = lists.averages;
+  check_lists(lists);
   const Py_ssize_t count = static_cast<Py_ssize_t>(lists.students.size());
-  const Py_ssize_t teachers = static_cast<Py_ssize_t>(lists.teachers.size());
-  if (teachers != count * lists.averages) {
-    refuse(Refusal::value, {lists.op, "student"},
-           "have as many tensors as teacher (" + std::to_string(teachers / lists.averages) + ")",
-           std::to_string(count));
-  }
   pairs.plan.words.reserve(static_cast<size_t>(count) * (4 + 2 * static_cast<size_t>(lists.averages)));
   std::vector<Py_ssize_t> owners;  // of each row
   owners.reserve(static_cast<size_t>(count));
@@ -192,8 +220,8 @@ Pairs read_pairs(const PairLists& lists) {
              pair.teachers[0].attribute("device"));
     }
     if (pair.student.numel() == 0) continue;
-    add_rows(pairs.plan, lists, pair, row_of(lists, pair, i < count - lists.copied));
-    owners.resize(static_cast<size_t>(pairs.plan.table().n_rows), i);
+    owners.insert(owners.end(),
+                  add_rows(pairs.plan, lists, pair, row_of(lists, pair, i < count - lists.copied)), i);
   }
   settle(pairs.plan, lists, owners);
   return pairs;
@@ -212,14 +240,20 @@ Pairs read_students(const char* op, const py::tuple& students) {
              view.attribute("device"));
     }
     if (!(view.is_float() || view.is_complex()) || view.numel() == 0) continue;
-    if (!view.dense())
-      refuse(Refusal::value, argument, "fill its memory without gaps or overlaps",
-             "strides " + view.stride_text());
-    Row* row = pairs.plan.add();
-    *row = {reinterpret_cast<uint64_t>(view.address()), view.numel() * (view.is_complex() ? 2 : 1),
-            row_code(kAverage, view.float_dtype(), view.float_dtype()), 0};
-    reinterpret_cast<Target*>(row + 1)[0] = {0, 0};
-    pairs.plan.count += row->count;
+    const auto add = [&](int64_t start, int64_t length) {
+      Row* row = pairs.plan.add();
+      *row = {reinterpret_cast<uint64_t>(view.address() + start * (view.dtype.bits / 8)),
+              length * (view.is_complex() ? 2 : 1),
+              row_code(kAverage, view.float_dtype(), view.float_dtype()), 0};
+      reinterpret_cast<Target*>(row + 1)[0] = {0, 0};
+      pairs.plan.count += row->count;
+    };
+    if (view.dense()) {
+      add(0, view.numel());
+      continue;
+    }
+    const Runs runs(view, argument);
+    for (const int64_t start : runs.starts) add(start, runs.length);
   }
   return pairs;
 }

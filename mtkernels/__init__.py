@@ -10,8 +10,10 @@ except ImportError as error:
         f"or run Python in another folder ({error})"
     ) from error
 
+from mtkernels import schedules
+from mtkernels.ema import WeightEMA
 from mtkernels.ops.consistency import softmax_kl, softmax_mse
 from mtkernels.ops.ema import ema_update
 
 __version__ = "0.1.0"
-__all__ = ["ema_update", "softmax_kl", "softmax_mse"]
+__all__ = ["WeightEMA", "ema_update", "schedules", "softmax_kl", "softmax_mse"]

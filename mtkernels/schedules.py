@@ -57,7 +57,7 @@ def inverse_gamma(
 
 
 def switched(first: float, then: float, *, at: int) -> Schedule:
-    """`first` while t < at, `then` from there on. Source: Tarvainen and Valpola (2017): 0.99 during ramp-up, then 0.999."""
+    """`first` while t < at, `then` from there on. Source: Tarvainen and Valpola (2017): 0.99, after ramp-up 0.999."""
     _at_least("switched", "at", at, 1)
     name = f"switched({first}, {then}, at={at})"
     return _schedule(name, 4, _unit("switched", "then", then), at, _unit("switched", "first", first))
@@ -87,7 +87,7 @@ def half_life(steps: float, *, rampup: float | None = None) -> Schedule:
 def power_function(sigma_rel: float | None = None, *, gamma: float | None = None) -> Schedule:
     """(1 - 1/t)^(gamma + 1): the average's width is a fixed part of the run so far.
 
-    sigma_rel: that part, as the profile's standard deviation over t, below 0.289 (the published ones are 0.05 and 0.10);
+    sigma_rel: that part, as the profile's standard deviation over t, below 0.289 (published: 0.05 and 0.10);
     gamma is the positive root of (gamma + 1) / ((gamma + 2)^2 (gamma + 3)) = sigma_rel^2. Give one of the two.
 
     Source: Karras et al., "Analyzing and improving the training dynamics of diffusion models" (2024), eq. 127, alg. 2.

@@ -40,7 +40,7 @@ def train(
         optimizer.zero_grad()
         sum(losses.values()).backward()
         optimizer.step()
-        method.after_step(step + 1)  # the teacher moves towards the new student
+        method.after_step()  # the teacher moves towards the new student
 
         meter.add({name: loss.detach() for name, loss in losses.items()}, images=len(images))
         stop = should_stop() or step + 1 == config.steps

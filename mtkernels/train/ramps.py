@@ -1,4 +1,4 @@
-"""Schedules over steps: of the consistency weight, the learning rate and the decay of the teacher."""
+"""Schedules over steps, of the consistency weight and the learning rate; the teacher's are mtkernels.schedules."""
 
 import math
 
@@ -23,15 +23,6 @@ def cosine_rampdown(step: float, length: float) -> float:
     if not 0 <= step <= length:
         raise ValueError(f"cosine_rampdown: step must be between 0 and length {length}, got {step}")
     return 0.5 * (math.cos(math.pi * step / length) + 1.0)
-
-
-def warm_decay(step: int, decay: float) -> float:
-    """min(1 - 1/(step + 1), decay), where `step` counts the optimizer steps done: the first update has 1/2.
-
-    While the first term is the smaller, the teacher is the plain mean of its start and of all students so
-    far: it forgets the random start as fast as an average can. At decay 0.99 that lasts 98 steps.
-    """
-    return min(1.0 - 1.0 / (step + 1), decay)
 
 
 def learning_rate(step: int, config: Config) -> float:

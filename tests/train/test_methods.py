@@ -65,7 +65,7 @@ def test_warm_teacher_is_the_mean_of_all_students(small, name):
         optimizer.zero_grad()
         sum(method.losses(VIEWS, LABELS, step).values()).backward()
         optimizer.step()
-        method.after_step(step + 1)
+        method.after_step()
         students.append(copy.deepcopy(dict(method.student.named_parameters())))
         for key, weight in method.teacher.named_parameters():
             mean = torch.stack([student[key].detach() for student in students]).mean(0)
@@ -78,7 +78,7 @@ def test_buffers_follow_the_policy(small, buffers):
     method = make_method(replace(small, buffers=buffers), DATA)
     method.losses(VIEWS, LABELS, step=0)  # moves the statistics of both
     before = copy.deepcopy(dict(method.teacher.named_buffers()))
-    method.after_step(1)
+    method.after_step()
     student, teacher = dict(method.student.named_buffers()), dict(method.teacher.named_buffers())
     for key, old in before.items():
         expected = {"keep": old, "copy": student[key]}.get(buffers, (old + student[key]) / 2)

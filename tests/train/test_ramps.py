@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from mtkernels.train.config import Config
-from mtkernels.train.ramps import cosine_rampdown, learning_rate, linear_rampup, sigmoid_rampup, warm_decay
+from mtkernels.train.ramps import cosine_rampdown, learning_rate, linear_rampup, sigmoid_rampup
 
 
 @pytest.mark.parametrize(
@@ -25,14 +25,6 @@ def test_cosine_rampdown():
     assert [cosine_rampdown(step, 4) for step in (0, 2, 4)] == pytest.approx([1, 0.5, 0])
     with pytest.raises(ValueError, match=r"step must be between 0 and length 4, got 5"):
         cosine_rampdown(5, 4)
-
-
-@pytest.mark.parametrize(("decay", "last_warm"), [(0.97, 32), (0.99, 98), (0.999, 998), (0.9997, 3332)])
-def test_decay_is_a_running_mean_until_it_is_the_decay(decay, last_warm):
-    assert warm_decay(1, decay) == 0.5  # the first update comes after the first optimizer step
-    assert warm_decay(last_warm, decay) == pytest.approx(1 - 1 / (last_warm + 1))
-    assert warm_decay(last_warm, decay) < decay
-    assert warm_decay(last_warm + 2, decay) == decay
 
 
 def test_learning_rate_rises_then_falls():

@@ -1,17 +1,15 @@
 """What the loop asks of a method: batches to draw, a loss, and the teacher's update."""
 
-import copy
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import mtkernels
+from mtkernels import WeightEMA, schedules
 
 from ..config import Config
 from ..data import NO_LABEL
-from ..ramps import warm_decay
 
 Losses = dict[str, Tensor]  # name -> 0-d tensor; their sum is what the student minimises
 
@@ -24,7 +22,8 @@ class Method(ABC):
 
     def __init__(self, student: nn.Module, config: Config) -> None:
         self.student = student
-        self.teacher = copy.deepcopy(student).requires_grad_(False)
+        self.ema = WeightEMA(student, schedules.running_mean(config.ema_decay), buffers=config.buffers)
+        self.teacher = self.ema.module
         self.config = config
 
     @abstractmethod
@@ -35,10 +34,9 @@ class Method(ABC):
         """The weight of the consistency loss at `step`, for the record; 0 for a method without one."""
         return 0.0
 
-    def after_step(self, steps_done: int) -> None:
-        """Move the teacher towards the updated student; `steps_done` is 1 at the first call."""
-        decay = warm_decay(steps_done, self.config.ema_decay)
-        mtkernels.ema_update(self.teacher, self.student, decay, buffers=self.config.buffers)
+    def after_step(self) -> None:
+        """Move the teacher towards the updated student."""
+        self.ema.update()
 
 
 def class_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -1,0 +1,396 @@
+"""WeightEMA: the weight average of a model, kept: its steps, its schedule, its precision, its place."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from numbers import Real
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mtkernels import _C
+from mtkernels._library import must_dispatch
+from mtkernels._models import slots_of, state_names, teachers_of, unwrapped
+from mtkernels._offload import Offload
+from mtkernels.backends import backend_for
+from mtkernels.backends.reference import join
+from mtkernels.ops.ema import Decay, EmaOptions, dispatch, ema_update
+from mtkernels.ops.matching import (
+    Names,
+    Pairs,
+    is_average,
+    local_shards,
+    match,
+    matched_averages,
+    named_tensors,
+)
+from mtkernels.schedules import Schedule
+
+_HALVES = (torch.bfloat16, torch.float16)
+
+
+class WeightEMA:
+    """A weight average of `model`, moved by `update()` in one launch for all parameters and buffers.
+
+    average <- decay * average + (1 - decay) * model
+
+    Args:
+        model: what is averaged. Wrappers (torch.compile, DistributedDataParallel, FSDP) are seen through. Sharded by
+            `fully_shard`, it needs `teacher`: built before, and sharded alike.
+        decay: a number, a 0-d tensor, one of `mtkernels.schedules`, or a function of the step (called on the host, so
+            not for CUDA graphs). A list of up to 8: as many averages, for which each weight is read once.
+        every, start: an update moves the average if its number is a multiple of `every`; up to number `start` it copies
+            the model. Schedules count from there: t = number - start.
+        buffers, include, exclude: as in `ema_update`. What does not move stays as it was at the beginning.
+        dtype: of the average's floating tensors; None: the model's. float32 for an average of bfloat16 weights.
+        rounding: of bf16 and fp16 averages: "nearest" (small steps are lost), "stochastic" (by `seed`: right in the
+            mean), or "compensated" (a low-order part of 16 bits beside each weight: as good as float32, in bf16).
+        device: where the average lives; None: with the model. "cpu" for a model on a GPU: weights are copied on
+            the GPU, brought over while the next step runs, and averaged by the CPU at the next update or read.
+        teacher: the average's module, in place of a copy of the model: independently initialised, say, or sharded. A
+            list of them for several averages. They stop requiring grad.
+        skip_nonfinite: leave the average as it is where the model has an infinite weight or NaN, without a sync.
+
+    Attributes:
+        module: the average, a module as the model is, without its wrappers. `averages`: all of them, in a list.
+        step: how many updates there have been, a 0-d int64 tensor with the average; skipped ones do not count.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: naming the argument or the tensor, before anything is written.
+
+    Source: Tarvainen and Valpola, "Mean teachers are better role models" (2017).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        decay: Decay | Callable[[int], float] | Sequence[Decay] = 0.999,
+        *,
+        every: int = 1,
+        start: int = 0,
+        buffers: Literal["average", "copy", "keep"] = "average",
+        include: Names = None,
+        exclude: Names = None,
+        dtype: torch.dtype | None = None,
+        rounding: Literal["nearest", "stochastic", "compensated"] = "nearest",
+        seed: int = 0,
+        device: torch.device | str | None = None,
+        teacher: nn.Module | Sequence[nn.Module] | None = None,
+        skip_nonfinite: bool = False,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"WeightEMA: model must be a torch.nn.Module, got {type(model).__name__}")
+        if rounding not in ("nearest", "stochastic", "compensated"):
+            raise ValueError(
+                f"WeightEMA: rounding must be 'nearest', 'stochastic' or 'compensated', got {rounding!r}"
+            )
+        _check_counts(every=(every, 1), start=(start, 0))
+        _check_decay(decay)
+        self.decay, self.every, self.start = decay, every, start
+        self.buffers, self.include, self.exclude = buffers, include, exclude
+        self.rounding, self.seed, self.skip_nonfinite = rounding, seed, skip_nonfinite
+        self._model = model
+        self._listed = isinstance(decay, (list, tuple))
+        self._calls = 0  # of update(): what a function of the step gets
+        self._swapped: int | None = None  # which average the model holds
+        self._backup: list[Tensor] = []
+        self.averages = teachers_of(unwrapped(model), len(decay) if self._listed else 1, teacher)
+        for average in self.averages:
+            average.requires_grad_(False).to(device=device, dtype=dtype)
+        self._bind()
+        self.step = torch.zeros((), dtype=torch.int64, device=self._pairs.teachers[0].device)
+        if teacher is None and any(self._low):  # what a copy in half precision has lost
+            for average, low in zip(self._averages, self._low, strict=True):
+                pairs = match(average, unwrapped(model), buffers, include, exclude)
+                students = [tensor.to(self.step.device) for tensor in pairs.students]
+                ema_update(pairs.teachers, students, 0.0, low=[low.get(name) for name in pairs.names])
+
+    # ---- moving
+
+    def update(self, *, found_inf: Tensor | None = None, drift: bool = False) -> Tensor | None:
+        """Moves the average toward the model; after the optimizer's step, or before it: as you call it.
+
+        Args:
+            found_inf: one float32 with the model, as torch.amp.GradScaler keeps it: unless it is 0 the average stays.
+            drift: give the norm of average - model over what is averaged, after the update, from the same launch:
+                float64 with the average, 0-d, or one for each of several; overwritten by the next call, unchanged where
+                the average stays.
+        """
+        if found_inf is not None and not isinstance(found_inf, Tensor):
+            raise TypeError(
+                f"WeightEMA.update: found_inf must be a torch.Tensor, got {type(found_inf).__name__}"
+            )
+        if self._swapped is not None:
+            raise RuntimeError("WeightEMA.update: the model must hold its own weights, got swapped ones")
+        if torch.compiler.is_compiling() or must_dispatch(self._pairs.teachers[0]):
+            dispatch(self._pairs, self._decay(), self._options(found_inf, drift))
+            return self._drift if drift else None
+        if not self._slots.same():  # a module holds another tensor where it held one
+            self._bind()
+        if self._offload is not None:
+            self.flush()
+            self._offload.send(found_inf, drift)
+            if drift:
+                self.flush()
+            return self._drift if drift else None
+        self._run(found_inf, drift)
+        return self._drift if drift else None
+
+    def flush(self) -> None:
+        """Makes the average on the CPU catch up with a model on a GPU. Reading `module` and `averages` does it."""
+        if self._offload is not None and (pending := self._offload.receive()) is not None:
+            self._run(*pending)
+
+    @property
+    def module(self) -> nn.Module:
+        return self.averages[0]
+
+    @property
+    def averages(self) -> list[nn.Module]:
+        self.flush()
+        return self._averages
+
+    @averages.setter
+    def averages(self, modules: list[nn.Module]) -> None:
+        self._offload = None
+        self._averages = modules
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """The average's forward."""
+        return self.module(*arguments, **named)
+
+    # ---- using the average in the model's place
+
+    def swap_(self, average: int = 0) -> None:
+        """Swaps the weights of model and average, where they lie: a compiled or captured model sees it. Again: back.
+
+        In one launch; tensors whose dtype or place differs go through a copy of the model's, kept from then on.
+        """
+        if not 0 <= average < len(self._averages):
+            raise ValueError(
+                f"WeightEMA.swap_: average must be 0 to {len(self._averages) - 1}, got {average}"
+            )
+        if self._swapped not in (None, average):
+            raise RuntimeError(
+                f"WeightEMA.swap_: average must be the one swapped in before ({self._swapped}), got {average}"
+            )
+        pairs = self._all_pairs(self.averages[average])
+        same = [at for at, (to, source) in enumerate(zip(*pairs[:2], strict=True)) if _alike(to, source)]
+        others = sorted(set(range(len(pairs.teachers))) - set(same))
+        with torch.no_grad():
+            if same:
+                teachers, students = [pairs.teachers[at] for at in same], [pairs.students[at] for at in same]
+                backend_for(teachers[0].device.type).swap_(teachers, students)
+                torch.autograd.graph.increment_version([*teachers, *students])
+            self._exchange([pairs.teachers[at] for at in others], [pairs.students[at] for at in others])
+        self._swapped = average if self._swapped is None else None
+
+    @contextmanager
+    def swapped(self, average: int = 0) -> Iterator[nn.Module]:
+        """`with ema.swapped() as model:` the model with the average's weights; its own come back afterwards."""
+        self.swap_(average)
+        try:
+            yield self._model
+        finally:
+            self.swap_(average)
+
+    def copy_to(self, model: nn.Module | None = None, average: int = 0) -> None:
+        """Copies the average, parameters and buffers, to a model like it; None: to its own."""
+        pairs = self._all_pairs(self.averages[average], self._model if model is None else model)
+        with torch.no_grad():
+            for to, source in zip(pairs.students, pairs.teachers, strict=True):
+                to.copy_(source)
+
+    # ---- keeping
+
+    def state_dict(self) -> dict[str, Any]:
+        """Steps and averages, for torch.save or safetensors. Compensated weights are in it in float32, both parts."""
+        if self._swapped is not None:
+            raise RuntimeError("WeightEMA.state_dict: the average must be in its place, got swapped weights")
+        states = [average.state_dict() for average in self.averages]
+        for state, low in zip(states, self._low, strict=True):
+            for name, high in state_names(state).items():
+                if low.get(name) is not None:
+                    state[high] = join(state[high], low[name])
+        return {"step": int(self.step), "averages": states}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what state_dict gave: also one of another dtype, device or memory format."""
+        if len(state["averages"]) != len(self.averages):
+            raise ValueError(
+                f"WeightEMA.load_state_dict: state must hold {len(self.averages)} averages, "
+                f"got {len(state['averages'])}"
+            )
+        for average, saved in zip(self.averages, state["averages"], strict=True):
+            average.load_state_dict(saved)
+        for low, average, saved in zip(self._low, self.averages, state["averages"], strict=True):
+            tensors = {name: tensor for part in named_tensors(average) for name, tensor in part.items()}
+            found = state_names(saved)
+            for name, part in low.items():
+                exact = torch.empty_like(tensors[name], dtype=torch.float32).copy_(saved[found[name]])
+                ema_update([tensors[name]], [exact], 0.0, low=[part])
+        self.step.fill_(state["step"])
+        self._calls = int(state["step"])
+
+    def to(self, device: torch.device | str) -> "WeightEMA":
+        """Moves the average, as module.to does."""
+        for average, low in zip(self.averages, self._low, strict=True):
+            average.to(device)
+            low.update({name: part.to(device) for name, part in low.items()})
+        self.step = self.step.to(device)
+        self._bind()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.flush()
+        return {name: value for name, value in self.__dict__.items() if name not in _DERIVED}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._bind()
+
+    def __repr__(self) -> str:
+        return f"WeightEMA({type(self.module).__name__}, decay={self.decay}, step={int(self.step)})"
+
+    # ---- inside
+
+    def _bind(self) -> None:
+        """Lists of tensors with their table, and what tells that a module's tensors have been replaced."""
+        model = unwrapped(self._model)
+        pairs = matched_averages(self._averages, model, self.buffers, self.include, self.exclude)
+        if not any(is_average(tensor) for tensor in pairs.students):
+            raise ValueError(
+                f"WeightEMA: model must have floating parameters or buffers that are averaged, "
+                f"got none in a {type(model).__name__}"
+            )
+        local = local_shards(pairs)
+        self._sharded, pairs = local is not None, local or pairs
+        self._slots = _C.Slots([slot for module in (model, *self._averages) for slot in slots_of(module)])
+        self._offload, students = None, pairs.students
+        device = pairs.teachers[0].device
+        if device != students[0].device:
+            self._offload = Offload(students, device)
+            pairs = pairs._replace(students=self._offload.received)
+        self._low = self._low_parts(pairs)
+        flat_low = [low.get(name) for low in self._low for name in pairs.names] if any(self._low) else None
+        count = len(self._averages)
+        self._pairs, self._flat_low = pairs, flat_low
+        with torch.no_grad():
+            self._plan = _C.EmaPlan(
+                pairs.teachers, pairs.students, count, pairs.copied, pairs.names, flat_low
+            )
+        if getattr(self, "_found", None) is None or self._found.device != device:
+            self._found = torch.zeros((), device=device)
+            self._drift = torch.zeros((count,) if self._listed else (), dtype=torch.float64, device=device)
+        self._plain = None
+
+    def _low_parts(self, pairs: Pairs) -> list[dict[str, Tensor]]:
+        """By name, for each average; those that there are stay."""
+        known = getattr(self, "_low", None) or [{} for _ in self._averages]
+        if self.rounding != "compensated":
+            return known
+        count = len(pairs.students)
+        for k, low in enumerate(known):
+            for at in range(count - pairs.copied):
+                name, tensor = pairs.names[at], pairs.teachers[k * count + at]
+                if name not in low and tensor.dtype in _HALVES:
+                    low[name] = torch.zeros_like(tensor, dtype=torch.int16)
+        return known
+
+    def _decay(self) -> Decay | list[Decay]:
+        one = self._evaluated(self.decay) if not self._listed else [self._evaluated(d) for d in self.decay]
+        return one
+
+    def _evaluated(self, decay: Any) -> Decay:
+        if isinstance(decay, (Real, Tensor, Schedule)):
+            return decay
+        step = self._calls + 1 - self.start
+        return decay(step) if step > 0 else 0.0
+
+    def _options(self, found_inf: Tensor | None, drift: bool) -> EmaOptions:
+        return EmaOptions(
+            step=self.step,
+            low=self._flat_low,
+            stochastic=self.rounding == "stochastic",
+            seed=self.seed,
+            found_inf=self._checked(found_inf) if self.skip_nonfinite else found_inf,
+            drift=self._drift if drift else None,
+            every=self.every,
+            start=self.start,
+            advance=True,
+        )
+
+    def _checked(self, found_inf: Tensor | None) -> Tensor:
+        """A flag that is set where found_inf is, or the model has a weight that is not finite."""
+        if self._sharded:
+            raise NotImplementedError(
+                "WeightEMA: skip_nonfinite must be False for a sharded model (ranks would disagree: reduce a found_inf "
+                "over them), got True"
+            )
+        if found_inf is None:
+            self._found.zero_()
+        else:
+            self._found.copy_(found_inf.reshape(()))
+        if must_dispatch(self._found):
+            torch.ops.mtkernels.nonfinite_(self._found, list(self._pairs.students))
+        else:
+            backend_for(self._found.device.type).nonfinite_(self._found, self._pairs.students)
+        return self._found
+
+    def _run(self, found_inf: Tensor | None, drift: bool) -> None:
+        if found_inf is None and not drift and not self.skip_nonfinite:
+            options = self._plain = self._plain or self._options(None, False)
+        else:
+            options = self._options(found_inf, drift)
+        device = self._pairs.teachers[0].device.type
+        backend_for(device).ema_update_plan(self._plan, self._decay(), options)
+        torch.autograd.graph.increment_version(self._plan.teacher)
+        self._calls += 1
+
+    def _all_pairs(self, average: nn.Module, model: nn.Module | None = None) -> Pairs:
+        """All tensors of an average and of the model, whatever of them moves; DTensors by their local shards."""
+        pairs = matched_averages([average], unwrapped(model or self._model), "average", None, None)
+        return local_shards(pairs) or pairs
+
+    def _exchange(self, teachers: list[Tensor], students: list[Tensor]) -> None:
+        """The swap of tensors that cannot hold each other's values: through a copy of the model's."""
+        if self._swapped is not None:
+            for to, kept in zip(students, self._backup, strict=True):
+                to.copy_(kept)
+            return
+        if not self._backup:
+            self._backup = [torch.empty_like(student) for student in students]
+        for kept, to, source in zip(self._backup, students, teachers, strict=True):
+            kept.copy_(to)
+            to.copy_(source)
+
+
+def _check_counts(**counts: tuple[int, int]) -> None:
+    for name, (value, least) in counts.items():
+        if not isinstance(value, int):
+            raise TypeError(f"WeightEMA: {name} must be an int, got {type(value).__name__}")
+        if value < least:
+            raise ValueError(f"WeightEMA: {name} must be at least {least}, got {value}")
+
+
+def _check_decay(decay: Any) -> None:
+    if isinstance(decay, (list, tuple)):
+        if not 1 <= len(decay) <= 8:
+            raise ValueError(f"WeightEMA: decay must be one, or a list of 1 to 8, got {len(decay)}")
+        for one in decay:
+            _check_decay(one)
+    elif isinstance(decay, Real):
+        if not 0 <= decay <= 1:
+            raise ValueError(f"WeightEMA: decay must be between 0 and 1, got {decay}")
+    elif not (isinstance(decay, Tensor) or callable(decay)):
+        raise TypeError(
+            "WeightEMA: decay must be a number, a tensor, a schedule or a function of the step, "
+            f"got {type(decay).__name__}"
+        )
+
+
+_DERIVED = ("_plan", "_pairs", "_flat_low", "_slots", "_offload", "_plain", "_backup")
+
+
+def _alike(to: Tensor, source: Tensor) -> bool:
+    return to.dtype == source.dtype and to.device == source.device and to.stride() == source.stride()
