@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 import torch
 
+from mtkernels import schedules
 from mtkernels.backends import reference
+from mtkernels.ops.ema import EmaOptions
 from mtkernels.testing import FLOATS, OPS, check
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -27,11 +29,21 @@ pytestmark = [
         "ignore::RuntimeWarning:triton"
     ),  # numpy's, of inf - inf in elements that are discarded
 ]
-if interpreted:
+if interpreted or __name__ == "__main__":
     from mtkernels.backends import triton
 
 F32, F64, F16, BF16 = FLOATS
 LOSSES = [op for name, op in OPS.items() if name != "ema_update"]
+SCHEDULES = (
+    schedules.running_mean(0.999),
+    schedules.ratio(0.9999),
+    schedules.inverse_gamma(0.9999, inv_gamma=3.0, power=0.75, min_decay=0.3),
+    schedules.switched(0.99, 0.999, at=40),
+    schedules.cosine(0.996, steps=1000),
+    schedules.half_life(1000.0, rampup=0.05),
+    schedules.power_function(0.05),
+    schedules.debiased(0.999),
+)
 dtypes = pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: str(dtype).removeprefix("torch."))
 losses = pytest.mark.parametrize("op", LOSSES, ids=lambda op: op.name)
 
@@ -72,78 +84,21 @@ def test_op_equals_reference(op, shapes, dtype):
 
 @pytest.fixture(autouse=True)
 def bfloat16_to_nearest(monkeypatch):
-    """As a GPU rounds, where the interpreter truncates."""
+    """As a GPU rounds and widens, where the interpreter truncates and takes subnormal numbers for others."""
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
     cast = InterpreterBuilder.cast_impl
 
     def rounding_cast(self, src, dst_type):
+        if src.dtype.scalar == tl.bfloat16 and dst_type.scalar == tl.float32:
+            return TensorHandle((src.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
         if src.dtype.scalar != tl.float32 or dst_type.scalar != tl.bfloat16:
             return cast(self, src, dst_type)
         bits = torch.from_numpy(np.array(src.data)).bfloat16().view(torch.int16).numpy().view(np.uint16)
         return TensorHandle(bits, tl.bfloat16)
 
     monkeypatch.setattr(InterpreterBuilder, "cast_impl", rounding_cast)
-
-
-# ---- ema_update
-
-
-@pytest.mark.parametrize("decay", [0.99, 0.25])
-@pytest.mark.parametrize("offset", [0, 1], ids=["aligned", "offset_by_one"])
-def test_every_code_of_the_plan(offset, decay):
-    """Averages and conversions of each pair of dtypes, copies of words and of bytes: one launch."""
-    op = OPS["ema_update"]
-
-    def make(seed):
-        def tensors(side):
-            pairs = [pair[side] for pair in itertools.product(FLOATS, FLOATS)]
-            values = op.make(((1030 + offset,),) * 16, F64, seed=seed)[side]
-            floats = [value.to(dtype)[offset:] for value, dtype in zip(values, pairs, strict=True)]
-            integers = [
-                torch.arange(n, dtype=dtype) * (side + 1)
-                for n, dtype in ((37, torch.uint8), (40, torch.int64))
-            ]
-            return floats + integers + [value.clone() for value in floats]
-
-        return tensors(0), tensors(1)
-
-    outputs = op.call(triton, make(0), decay=decay, copied=16)
-    expected = op.call(reference, make(0), decay=decay, copied=16)
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(outputs[16:], expected[16:], strict=True))
-
-    for doubles in (False, True):  # judged apart: they have yardsticks of their own
-
-        def floats(seed, doubles=doubles):
-            pairs = list(zip(*make(seed), strict=True))[:16]
-            return tuple(
-                zip(*(pair for pair in pairs if (F64 in {t.dtype for t in pair}) == doubles), strict=True)
-            )
-
-        _check(op, floats, decay=decay)
-    torch.testing.assert_close(outputs[:16], expected[:16])
-
-
-@pytest.mark.parametrize("decay_dtype", [F32, F64])
-@pytest.mark.parametrize("dtype", [F32, F64])
-def test_decay_in_memory_is_the_decay(dtype, decay_dtype):
-    op = OPS["ema_update"]
-    for value in (0.99, 0.3, 0.0, 1.0):
-        decay = torch.tensor(value, dtype=decay_dtype)  # on the weights' device: read by the kernel
-        inputs = op.make(((1500,),), dtype)
-        ours, number = op.call(triton, inputs, decay=decay), op.call(triton, inputs, decay=decay.item())
-        assert torch.equal(ours[0], number[0])
-
-
-def test_the_table_is_uploaded_once():
-    ema = _module("ema_update")
-    teacher, student = [torch.zeros(50), torch.zeros(3)], [torch.ones(50), torch.ones(3)]
-    for _ in range(3):
-        misses = ema._table.cache_info().misses
-        triton.ema_update(teacher, student, 0.9)
-    assert ema._table.cache_info().misses == misses
-    triton.ema_update([], [], 0.9)
 
 
 # ---- the losses
@@ -248,7 +203,7 @@ def test_equal_sides_give_exactly_zero(op, dtype, shape, dim):
 @losses
 def test_the_same_bits_again_and_the_ticket_back_at_zero(op, monkeypatch):
     """Also with several tiles to a program, which the size of no quick test asks for."""
-    consistency, layout = _module("consistency"), _module("layout")
+    layout = _module("layout")
     inputs = op.make(((300, 200),), F32)
     expected = op.call(reference, inputs)
     for programs in (4096, 7):
@@ -257,7 +212,7 @@ def test_the_same_bits_again_and_the_ticket_back_at_zero(op, monkeypatch):
         for later in outputs:
             torch.testing.assert_close(later, expected)
             assert all(torch.equal(ours, first) for ours, first in zip(later, outputs[0], strict=True))
-        assert consistency._ticket_of(torch.device("cpu")).item() == 0
+        assert _module("launch").ticket_of(torch.device("cpu")).item() == 0
 
 
 def test_the_gradient_is_left_out_unless_asked_for():
@@ -308,8 +263,6 @@ def _compile_for(target: str) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
 
-    from mtkernels.backends import triton
-
     class Driver:
         get_current_device = staticmethod(lambda: 0)
         get_current_stream = staticmethod(lambda device: 0)
@@ -331,7 +284,7 @@ def _compile_for(target: str) -> None:
         kernel.run = warmup
 
     driver.set_active(Driver())
-    for name in ("ema_update", "consistency", "scale"):
+    for name in ("ema_update", "consistency", "scale", "swap", "nonfinite"):
         compile_only(getattr(_module(name), f"_{name}_kernel"))
     for dtype in (F32, BF16):
         for op, shape in itertools.product(
@@ -343,9 +296,35 @@ def _compile_for(target: str) -> None:
         op.call(triton, op.make(((64, 100),), F64), reduction=reduction, with_gradient=reduction == "none")
     for pairs in ([(F32, F32)], [(BF16, BF16)], list(itertools.product(FLOATS, FLOATS))):
         for decay in (0.99, torch.tensor(0.99)):
-            sides = zip(*pairs, strict=True)
-            teacher, student = ([torch.ones(4096, dtype=dtype) for dtype in 2 * dtypes] for dtypes in sides)
-            OPS["ema_update"].call(triton, (teacher, student), decay=decay, copied=len(pairs))
+            teacher, student = _pairs(pairs * 2)
+            triton.ema_update(teacher, student, decay, len(pairs))
+    _compile_ema_options()
+    data = [torch.ones(n, dtype=dtype) for n, dtype in itertools.product((7, 4096), FLOATS)]
+    triton.swap_(data, [tensor.clone() for tensor in data])
+    triton.nonfinite_(torch.zeros(()), data)
+
+
+def _pairs(dtypes) -> tuple[list, list]:
+    return tuple([torch.ones(4096, dtype=dtype) for dtype in side] for side in zip(*dtypes, strict=True))
+
+
+def _compile_ema_options() -> None:
+    step, flag = torch.ones((), dtype=torch.int64), torch.zeros(())
+    for schedule in SCHEDULES:
+        triton.ema_update(*_pairs([(F32, F32)]), schedule, 0, None, EmaOptions(step))
+    halves = list(itertools.product((BF16, F16), (F32, F64, BF16)))
+    teacher, student = _pairs(halves)
+    low = [torch.zeros(4096, dtype=torch.int16) for _ in teacher]
+    triton.ema_update(teacher, student, 0.9, 0, None, EmaOptions(step, stochastic=True))
+    triton.ema_update(teacher, student, 0.9, 0, None, EmaOptions(7, low, found_inf=flag))
+    for averages in (1, 3):
+        drift = torch.zeros(averages, dtype=torch.float64)
+        options = EmaOptions(step, None, True, 7, flag, drift, 2, 1, True)
+        teacher, student = _pairs([(F32, F32), (BF16, F32), (F64, F16)])
+        low = [None, torch.zeros(4096, dtype=torch.int16), None] + [None] * 3 * (averages - 1)
+        decays = [0.9, torch.tensor(0.9), SCHEDULES[0]][:averages]
+        copies = [tensor.clone() for _ in range(averages) for tensor in teacher]
+        triton.ema_update(copies, student, decays, 0, None, options._replace(low=low))
 
 
 if __name__ == "__main__":

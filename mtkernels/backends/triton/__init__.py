@@ -10,9 +10,11 @@ except ModuleNotFoundError as error:
         "(builds of torch for CUDA, ROCm and XPU bring it), got no module named 'triton'"
     ) from None
 
-from mtkernels.backends.triton.ema_update import ema_update
+from mtkernels.backends.triton.ema_update import ema_update, ema_update_plan
+from mtkernels.backends.triton.nonfinite import nonfinite_
 from mtkernels.backends.triton.scale import scale_
 from mtkernels.backends.triton.softmax_kl import softmax_kl
 from mtkernels.backends.triton.softmax_mse import softmax_mse
+from mtkernels.backends.triton.swap import swap_
 
-__all__ = ["ema_update", "scale_", "softmax_kl", "softmax_mse"]
+__all__ = ["ema_update", "ema_update_plan", "nonfinite_", "scale_", "softmax_kl", "softmax_mse", "swap_"]

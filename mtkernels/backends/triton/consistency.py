@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mtkernels import _C
 from mtkernels.backends.reference import gradient_dtype
-from mtkernels.backends.triton.launch import FP_FUSION, is_capturing, on_device
+from mtkernels.backends.triton.launch import FP_FUSION, on_device, ticket_of
 from mtkernels.backends.triton.layout import layout
 
 _PARTIALS = 1024  # added up at a time
@@ -262,7 +262,7 @@ def consistency(op: str, student: Tensor, teacher: Tensor, dim: int, reduction: 
     else:
         loss = student.new_empty((), dtype=wide)
         sums = torch.float64 if _has_fp64(student.device) else wide
-        partials, ticket = student.new_empty(at.programs, dtype=sums), _ticket_of(student.device)
+        partials, ticket = student.new_empty(at.programs, dtype=sums), ticket_of(student.device)
     with on_device(student.device):
         _consistency_kernel[(at.programs,)](
             student, teacher, dstudent, loss, partials, ticket,
@@ -277,18 +277,3 @@ def consistency(op: str, student: Tensor, teacher: Tensor, dim: int, reduction: 
 @functools.cache
 def _has_fp64(device: torch.device) -> bool:
     return device.type != "xpu" or torch.xpu.get_device_properties(device).has_fp64
-
-
-def _ticket_of(device: torch.device) -> Tensor:
-    """One per stream. A captured graph, which may be replayed on any, has its own and zeroes it at each replay."""
-    if is_capturing(device):
-        return torch.zeros(1, dtype=torch.int32, device=device)
-    if device.type == "cpu":
-        return _ticket(device, 0)
-    stream = torch.get_device_module(device).current_stream(device)
-    return _ticket(device, stream.cuda_stream if device.type == "cuda" else stream.sycl_queue)
-
-
-@functools.cache
-def _ticket(device: torch.device, stream: int) -> Tensor:
-    return torch.zeros(1, dtype=torch.int32, device=device)
