@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(wildcard csrc/*)
+SANITIZED := $(addprefix tests/test_,ema_update.py ema_errors.py ema_module_errors.py ema_hypothesis.py ema_precision.py \
+  ema_options.py overlap.py errors.py)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: help demo test bench lint gpu-check clean
+.PHONY: help demo test bench lint sanitize gpu-check clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -27,6 +29,15 @@ lint: $(VENV)/.dev  ## ruff and clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# A build of its own: the installed one stays. `pytest`, not `python -m pytest`, which would import this folder's package.
+sanitize: $(VENV)/.dev  ## the tests of ema_update and of refusals under AddressSanitizer and UBSan
+	$(PIP) setuptools cmake ninja
+	PATH="$(CURDIR)/$(BIN):$$PATH" MTKERNELS_CUDA=0 MTKERNELS_SANITIZE=1 $(BIN)/python setup.py --quiet build \
+	  --build-base build/sanitize --build-lib build/sanitize/lib
+	PYTHONPATH=build/sanitize/lib PYTHONMALLOC=malloc OMP_NUM_THREADS=2 ASAN_OPTIONS=detect_leaks=0 \
+	  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so.6)" \
+	  $(BIN)/pytest -q $(SANITIZED)
+
 gpu-check:  ## on a GPU machine, with its own Python and torch, no network: build, GPU tests, sanitizer, benches
 	PYTHON=$(PYTHON) bash bench/gpu_check.sh
 
@@ -42,5 +53,6 @@ $(VENV)/.train: $(SOURCES) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev: $(SOURCES) | $(BIN)/python
-	$(PIP) -e '.[dev,bench]'
+	$(PIP) -e '.[dev,bench,compat]'
+	$(PIP) --no-deps timm  # its model_ema alone: the rest wants torchvision
 	@touch $@ $(VENV)/.train

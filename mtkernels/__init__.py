@@ -11,9 +11,10 @@ except ImportError as error:
     ) from error
 
 from mtkernels import schedules
+from mtkernels.compat.averaged_model import ema_multi_avg_fn
 from mtkernels.ema import WeightEMA
 from mtkernels.ops.consistency import softmax_kl, softmax_mse
 from mtkernels.ops.ema import ema_update
 
 __version__ = "0.1.0"
-__all__ = ["WeightEMA", "ema_update", "schedules", "softmax_kl", "softmax_mse"]
+__all__ = ["WeightEMA", "ema_multi_avg_fn", "ema_update", "schedules", "softmax_kl", "softmax_mse"]

@@ -122,11 +122,11 @@ class WeightEMA:
             )
         if self._swapped is not None:
             raise RuntimeError("WeightEMA.update: the model must hold its own weights, got swapped ones")
+        if self._plan is None or not (torch.compiler.is_compiling() or self._slots.same()):
+            self._bind()  # a module holds another tensor, or part, than it did
         if torch.compiler.is_compiling() or must_dispatch(self._pairs.teachers[0]):
             dispatch(self._pairs, self._decay(), self._options(found_inf, drift))
             return self._drift if drift else None
-        if not self._slots.same():  # a module holds another tensor where it held one
-            self._bind()
         if self._offload is not None:
             self.flush()
             self._offload.send(found_inf, drift)
@@ -247,7 +247,7 @@ class WeightEMA:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._bind()
+        self._plan = self._offload = None  # bound at the first use: a model that holds its average is not there yet
 
     def __repr__(self) -> str:
         return f"WeightEMA({type(self.module).__name__}, decay={self.decay}, step={int(self.step)})"

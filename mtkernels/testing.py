@@ -11,7 +11,9 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from mtkernels import schedules
 from mtkernels.backends import reference
+from mtkernels.ops.ema import EmaOptions
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 Shapes = tuple[tuple[int, ...], ...]
@@ -45,10 +47,30 @@ def random_lists(shapes: Shapes, dtype: torch.dtype, device: str = "cpu", seed: 
     )
 
 
-def _call_ema(backend: ModuleType, inputs, *, decay=0.99, copied=0) -> list[Tensor]:
-    teacher, student = [tensor.clone() for tensor in inputs[0]], list(inputs[1])
-    backend.ema_update(teacher, student, decay, copied)
-    return teacher
+def _call_ema(
+    backend: ModuleType, inputs, *, decay=0.99, copied=0, low=False, found_inf=None, step=None
+) -> list[Tensor]:
+    """A tuple of decays: as many averages. low: with low-order parts, which the result includes."""
+    decays = decay if isinstance(decay, tuple) else (decay,)
+    teacher, student = [tensor.clone() for _ in decays for tensor in inputs[0]], list(inputs[1])
+    if not low and found_inf is step is None:
+        backend.ema_update(teacher, student, list(decay) if len(decays) > 1 else decay, copied)
+        return teacher
+    averaged = range(len(student) - copied)
+    parts = [
+        torch.zeros_like(tensor, dtype=torch.int16)
+        if low and at % len(student) in averaged and tensor.dtype in FLOATS[2:]
+        else None
+        for at, tensor in enumerate(teacher)
+    ]
+    device = teacher[0].device
+    options = EmaOptions(
+        step=None if step is None else torch.tensor(step, device=device),
+        low=parts if low else None,
+        found_inf=None if found_inf is None else torch.tensor(found_inf, device=device),
+    )
+    backend.ema_update(teacher, student, list(decay) if len(decays) > 1 else decay, copied, None, options)
+    return [to if part is None else reference.join(to, part) for to, part in zip(teacher, parts, strict=True)]
 
 
 def _call_loss(name: str) -> Callable[..., list[Tensor]]:
@@ -100,7 +122,15 @@ OPS = {
             name="ema_update",
             make=random_lists,
             call=_call_ema,
-            options=({"decay": 0.99}, {"decay": 0.25}, {"decay": 0.0}, {"decay": 1.0}, {"copied": 1}),
+            options=(
+                *({"decay": decay} for decay in (0.99, 0.25, 0.0, 1.0)),
+                {"copied": 1},
+                {"decay": (0.99, 0.5, 0.9)},
+                {"low": True, "decay": (0.99, 0.3)},
+                {"low": True, "copied": 1},
+                {"found_inf": 1.0},
+                {"decay": (schedules.running_mean(0.9), schedules.cosine(0.9, steps=10), 0.75), "step": 4},
+            ),
             cases={
                 "one": ((7, 5),),
                 "scalar": ((),),

@@ -22,8 +22,8 @@ def _peers():
 
 def test_every_op_is_everywhere():
     ops = set(OPS)
-    assert set(mtkernels.__all__) == ops
-    assert {path.stem for path in (ROOT / "bench").glob("bench_*.py")} == {f"bench_{op}" for op in ops}
+    assert set(mtkernels.__all__) - {"WeightEMA", "ema_multi_avg_fn", "schedules"} == ops
+    assert {path.stem for path in (ROOT / "bench").glob("bench_*.py")} >= {f"bench_{op}" for op in ops}
     assert set(_peers()) == ops
     for op in ops:
         for suffix in ("h", "cpp", "cu"):

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from ema_helpers import assert_equal, network, run_ahead, weights
+from ema_helpers import assert_equal, network, run_ahead, train, weights
 from torch import nn
 
 from mtkernels import WeightEMA, schedules
@@ -113,6 +113,17 @@ def test_deepcopy_and_pickle():
     for each in copies:
         assert_equal(each.state_dict()["averages"][1], ema.state_dict()["averages"][1])
         assert each.step == 4 and each.module is not ema.module
+
+
+def test_a_model_that_holds_its_average_is_copied():
+    model = network()
+    model.ema = WeightEMA(model, 0.5)
+    other = copy.deepcopy(model)
+    assert other.ema._model is other
+    train(other)
+    other.ema.update()
+    assert not torch.equal(other.ema.module[0].weight, model.ema.module[0].weight)
+    pickle.loads(pickle.dumps(other)).ema.update()
 
 
 def test_replaced_tensors_are_found():

@@ -30,8 +30,8 @@ def ema_update(teacher, student, decay, copied=0, names=None, options=None) -> N
                 distance = _update_average(
                     teachers, student, lows, _decay_at(one, step, options), copied, rounding
                 )
-            if options.drift is not None:
-                options.drift.view(-1)[k] = distance
+                if options.drift is not None:
+                    options.drift.view(-1)[k] = distance
     if options.advance:
         options.step.fill_(step)
 
@@ -61,38 +61,45 @@ def _update_average(teachers, students, lows, decay, copied, rounding: _Rounding
     for index, (to, source, low) in enumerate(zip(teachers, students, lows, strict=True)):
         if not to.numel():
             continue
-        averages = index < first_copied and (to.is_floating_point() or to.is_complex())
-        if to.data_ptr() in written:
-            pass  # a tied weight: listed twice, averaged once
-        elif averages:
-            squares += _move(to, source, low, decay, rounding, first)
-        else:
-            to.copy_(source)
+        tied = to.data_ptr() in written  # listed twice, averaged once
         written.add(to.data_ptr())
-        first += _places(to, source, averages)
+        if index >= first_copied or not (to.is_floating_point() or to.is_complex()):
+            to.copy_(source)
+            continue
+        if to.is_complex():
+            to, source = torch.view_as_real(to), torch.view_as_real(source)
+        if not tied:
+            squares += _move(to, source, low, decay, rounding, first)
+        first += _places(to)
     return squares**0.5
 
 
 def _move(to: Tensor, source: Tensor, low: Tensor | None, decay, rounding: _Rounding, first: int) -> float:
     """One pair. `first`: the number of its first random bits. Gives the squared distance."""
-    wide = torch.complex128 if to.is_complex() else torch.float64
     if low is not None and low.numel():
         split(_average(join(to, low), source.float(), decay), to, low)
-        return (join(to, low).to(wide) - source.to(wide)).square().sum().item()
+        return (join(to, low).double() - source.double()).square().sum().item()
     if rounding.stochastic and to.dtype in (torch.bfloat16, torch.float16):
-        to.copy_(round_stochastic(_average(to, source.float(), decay), to.dtype, rounding, first))
+        to.copy_(round_stochastic(_average(to, source.float(), decay), to, rounding, first))
     else:
         to.copy_(_average(to, source, decay))
-    return (to.to(wide) - source.to(wide)).abs().square().sum().item()
+    return (to.double() - source.double()).square().sum().item()
 
 
-def _places(to: Tensor, source: Tensor, averages: bool) -> int:
-    """How many random numbers a pair leaves to itself, used or not: its row's count, in whole groups of 8."""
-    count = to.numel() * (2 if to.is_complex() else 1)
-    if not averages and to.dtype == source.dtype:
-        words = (to.data_ptr() | source.data_ptr() | to.nbytes) % 4 == 0
-        count = to.nbytes // 4 if words else to.nbytes
-    return -(-count // 8) * 8
+def _run_length(tensor: Tensor) -> int:
+    """How many elements lie together in memory: all, where there are no gaps."""
+    length = 1
+    for stride, size in sorted((tensor.stride(dim), tensor.shape[dim]) for dim in range(tensor.dim())):
+        if size > 1 and stride != length:
+            break
+        length *= size
+    return length
+
+
+def _places(tensor: Tensor) -> int:
+    """How many random numbers a pair leaves to itself, used or not: whole groups of 8 for each run of memory."""
+    length = _run_length(tensor)
+    return tensor.numel() // length * (-(-length // 8) * 8)
 
 
 def _decay_at(decay, step: int | None, options) -> float | Tensor:
@@ -137,10 +144,12 @@ def split(x: Tensor, high: Tensor, low: Tensor) -> None:
     low.copy_(torch.where(finite, _signed(bits, 16), 0))
 
 
-def round_stochastic(x: Tensor, dtype: torch.dtype, rounding: _Rounding, first: int) -> Tensor:
-    """fp32 x to bf16 or fp16, up or down by 16 random bits an element, in the order of memory: csrc/philox.h."""
-    limit = torch.finfo(dtype)
-    random = _in_memory_order(_random_bits(x.numel(), rounding, first).to(x.device), x)
+def round_stochastic(x: Tensor, like: Tensor, rounding: _Rounding, first: int) -> Tensor:
+    """fp32 x to the dtype of `like`, up or down by 16 random bits an element in the order of memory: csrc/philox.h."""
+    dtype, limit = like.dtype, torch.finfo(like.dtype)
+    length = _run_length(like)
+    random = _random_bits(_places(like), rounding, first).view(like.numel() // length, -1)[:, :length]
+    random = _in_memory_order(random.reshape(-1).to(x.device), like)
     magnitude, subnormal = x.double().abs(), x.abs() < limit.smallest_normal
     unit = torch.exp2(torch.frexp(magnitude).exponent - 1.0).clamp(min=limit.smallest_normal) * limit.eps
     places = magnitude / unit
@@ -156,7 +165,12 @@ def _random_bits(count: int, rounding: _Rounding, first: int) -> Tensor:
     """16 bits for each of the elements [first, first + count): Philox4x32-10, in int64."""
     mask, step = 0xFFFFFFFF, rounding.step
     group = torch.arange(first // 8, (first + count + 7) // 8, dtype=torch.int64)
-    c = [group & mask, group >> 32 | rounding.average << 24, group * 0 + (step & mask), group * 0 + (step >> 32)]
+    c = [
+        group & mask,
+        group >> 32 | rounding.average << 24,
+        group * 0 + (step & mask),
+        group * 0 + (step >> 32),
+    ]
     k0, k1 = rounding.seed & mask, rounding.seed >> 32 & mask
     for _ in range(10):
         (low0, high0), (low1, high1) = _product(0xD2511F53, c[0]), _product(0xCD9E8D57, c[2])
@@ -176,7 +190,9 @@ def _product(constant: int, x: Tensor) -> tuple[Tensor, Tensor]:
 def _in_memory_order(values: Tensor, like: Tensor) -> Tensor:
     """A 1-d tensor laid out over `like` in the order of its addresses."""
     order = sorted(range(like.dim()), key=lambda dim: (-like.stride(dim), dim))
-    return values.view([like.shape[dim] for dim in order]).permute([order.index(dim) for dim in range(like.dim())])
+    return values.view([like.shape[dim] for dim in order]).permute(
+        [order.index(dim) for dim in range(like.dim())]
+    )
 
 
 def _signed(bits: Tensor, width: int) -> Tensor:

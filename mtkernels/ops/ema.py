@@ -15,7 +15,7 @@ Decay = float | Tensor | Schedule
 
 
 class EmaOptions(NamedTuple):
-    """What an update takes beside tensors and decay. csrc/ema_update.h tells what each does; the binding checks them."""
+    """What an update takes beside tensors and decay; csrc/ema_update.h tells what each does. The binding checks it."""
 
     step: Tensor | int | None = None
     low: Sequence[Tensor | None] | None = None
@@ -67,15 +67,16 @@ def ema_update(
         rounding: of bf16 and fp16 averages: 'stochastic' rounds up or down with the probability of what is cut off, so
             that steps smaller than a unit in the last place count (to nearest, they are lost). Philox, by `seed`,
             step and element: the same bits on every backend.
-        low: the low-order parts of bf16 and fp16 averages: int16 tensors like their teachers, zeros at first, by name or
-            by position (None where there is none). bf16 and its low part are an fp32 number together, fp16 and its
+        low: the low-order parts of bf16 and fp16 averages: int16 tensors like their teachers, zeros at first, by name
+            or by position (None where there is none). bf16 and its low part are an fp32 number together, fp16 and its
             low part have 22 bits.
         found_inf: one float32 on the weights' device, as torch.amp.GradScaler keeps it: where it is not 0 the update
             leaves the teacher as it is, without a sync.
         skip_nonfinite: likewise where any floating weight of the student is infinite or NaN: one more launch looks at
             them first. Not with DTensors: reduce a found_inf over the ranks.
-        drift: float64 on the weights' device, one for each average: gets the norm of teacher - student over all averaged
-            pairs (their local shards), after the update, from the same launch. Unchanged where the update is skipped.
+        drift: float64 on the weights' device, one for each average: gets the norm of teacher - student over all
+            averaged pairs (their local shards), after the update, from the same launch. Unchanged where the update is
+            skipped.
 
     As torch's own in-place functions it refuses teachers that require grad while autograd records.
 
@@ -112,12 +113,14 @@ def update(pairs: Pairs, decay, options: EmaOptions | None = None) -> None:
     except TypeError:  # DTensors have no memory of their own; nothing has been written
         if (local := local_shards(pairs)) is None:
             raise
-        _update(*local[:2], decay, local.copied, local.names, options)
+        _update(*local[:2], decay, local.copied, local.names, _local_low(options))
 
 
 def dispatch(pairs: Pairs, decay, options: EmaOptions | None = None) -> None:
     """The same through the registered op, for tracers, modes and subclasses."""
-    teachers, students, copied, _ = local_shards(pairs) or pairs
+    if (local := local_shards(pairs)) is not None:
+        pairs, options = local, _local_low(options)
+    teachers, students, copied, _ = pairs
     overload = torch.ops.mtkernels.ema_update
     if options is None and not isinstance(decay, (list, tuple, Schedule)):
         chosen = overload.tensor if isinstance(decay, Tensor) else overload.default
@@ -134,27 +137,28 @@ def dispatch(pairs: Pairs, decay, options: EmaOptions | None = None) -> None:
     tensor_step = o.step if isinstance(o.step, Tensor) else None
     overload.full(
         teachers, students, numbers, live, low, tensor_step, o.found_inf, o.drift, copied,
-        0 if tensor_step is not None or o.step is None else o.step, o.stochastic, o.seed, o.every, o.start, o.advance,
+        None if tensor_step is not None else o.step, o.stochastic, o.seed, o.every, o.start, o.advance,
     )  # fmt: skip
 
 
 def nonfinite(tensors: Sequence[Tensor], found_inf: Tensor | None = None) -> Tensor:
-    """1.0 where any floating element of the tensors is infinite or NaN, or found_inf says so, else 0.0; on their device."""
+    """1.0 where any floating element of the tensors is infinite or NaN, or found_inf says so, else 0.0."""
     if any(hasattr(tensor, "to_local") for tensor in tensors):
         raise NotImplementedError(
-            "ema_update: skip_nonfinite must be False for DTensors (ranks would disagree: reduce a found_inf over them), "
-            "got True"
+            "ema_update: skip_nonfinite must be False for DTensors (ranks would disagree: reduce a found_inf over "
+            "them), got True"
         )
+    if found_inf is not None and not (isinstance(found_inf, Tensor) and found_inf.dtype == torch.float32):
+        got = found_inf.dtype if isinstance(found_inf, Tensor) else type(found_inf).__name__
+        raise TypeError(f"ema_update: found_inf must be a float32 tensor, got {got}")
+    device = tensors[0].device if tensors and isinstance(tensors[0], Tensor) else torch.device("cpu")
+    found = torch.zeros((), device=device) if found_inf is None else found_inf.clone()
     if not tensors:
-        return torch.zeros(())
-    if found_inf is None:
-        found = torch.zeros((), device=tensors[0].device)
-    else:
-        found = found_inf.clone()
+        return found
     if must_dispatch(tensors[0]):
         torch.ops.mtkernels.nonfinite_(found, list(tensors))
     else:
-        backend_for(tensors[0].device.type).nonfinite_(found, tensors)
+        backend_for(device.type).nonfinite_(found, tensors)
     return found
 
 
@@ -162,7 +166,22 @@ _LIVE = (9.0, 0.0, 0.0, 0.0, 0.0)  # csrc/decay.h: a decay in memory
 
 
 def _kernel(decay: float | Schedule) -> tuple[float, ...]:
-    return decay.kernel if isinstance(decay, Schedule) else (0.0, float(decay), 0.0, 0.0, 0.0)
+    if isinstance(decay, Schedule):
+        return decay.kernel
+    if not isinstance(decay, (int, float)) and not hasattr(decay, "__float__"):
+        raise TypeError(
+            f"ema_update: decay must be a number, a torch.Tensor or a schedule, got {type(decay).__name__}"
+        )
+    return (0.0, float(decay), 0.0, 0.0, 0.0)
+
+
+def _local_low(options: EmaOptions | None) -> EmaOptions | None:
+    """Low-order parts of DTensors by their local shards, as their teachers."""
+    if options is None or options.low is None:
+        return options
+    return options._replace(
+        low=[part.to_local() if hasattr(part, "to_local") else part for part in options.low]
+    )
 
 
 def _several(teacher, decay) -> Sequence[Tensors]:
@@ -187,11 +206,17 @@ def _low_list(low, pairs: Pairs, averages: int) -> list[Tensor | None] | None:
     if low is None:
         return None
     found: list[Tensor | None] = []
-    for part in [low] if averages == 1 else low:
+    for part in [low] if averages == 1 else low if isinstance(low, (list, tuple)) else [None]:
         if isinstance(part, Mapping):
             found += [part.get(name) for name in pairs.names or ()]
+        elif isinstance(part, (list, tuple)):
+            found += part
         else:
-            found += list(part)
+            wanted = "a mapping or a list of tensors" + (
+                f", {averages} of them in a list" if averages > 1 else ""
+            )
+            got = type(low if averages == 1 else part if isinstance(low, (list, tuple)) else low).__name__
+            raise TypeError(f"ema_update: low must be {wanted}, got {got}")
     if len(found) != len(pairs.teachers):
         raise ValueError(
             f"ema_update: low must have one part, or None, for each of {len(pairs.teachers)} teacher tensors, "
@@ -204,44 +229,57 @@ def _update(teacher, student, decay, copied=0, names=None, options=None):
     device = teacher[0].device.type if teacher and isinstance(teacher[0], Tensor) else "cpu"
     backend_for(device).ema_update(teacher, student, decay, copied, names, options)
     torch.autograd.graph.increment_version(teacher)
+    if options is not None:
+        written = (*(options.low or ()), options.drift, options.step if options.advance else None)
+        torch.autograd.graph.increment_version([tensor for tensor in written if tensor is not None])
 
 
 def _update_full(
-    teacher, student, decays, live, low, step, found_inf, drift, copied, number, stochastic, seed, every, start, advance
+    teacher, student, decays, live, low, step=None, found_inf=None, drift=None, copied=0, number=None,
+    stochastic=False, seed=0, every=1, start=0, advance=False,
 ):  # fmt: skip
+    # The dispatcher leaves out what equals its default in the schema.
     tensors = iter(live)
     decay = [
-        next(tensors) if decays[at] == _LIVE[0] else Schedule("decay", (int(decays[at]), *decays[at + 1 : at + 5]))
+        next(tensors)
+        if decays[at] == _LIVE[0]
+        else Schedule("decay", (int(decays[at]), *decays[at + 1 : at + 5]))
         for at in range(0, len(decays), 5)
     ]
     decay = [one.kernel[1] if isinstance(one, Schedule) and one.kernel[0] == 0 else one for one in decay]
-    step = number or None if step is None else step
+    step = number if step is None else step
     options = EmaOptions(step, low or None, stochastic, seed, found_inf, drift, every, start, advance)
     _update(teacher, student, decay, copied, None, options)
+
+
+def _nonfinite(found, tensors):
+    backend_for(found.device.type).nonfinite_(found, tensors)
+    torch.autograd.graph.increment_version(found)
+
+
+def _swap(teacher, student):
+    backend_for(teacher[0].device.type if teacher else "cpu").swap_(teacher, student)
+    torch.autograd.graph.increment_version([*teacher, *student])
 
 
 def _nothing(*arguments, **named):
     return None
 
 
-define("ema_update(Tensor(a!)[] teacher, Tensor[] student, float decay, int copied=0) -> ()", _update, _nothing)
 define(
-    "ema_update.tensor(Tensor(a!)[] teacher, Tensor[] student, Tensor decay, int copied=0) -> ()", _update, _nothing
+    "ema_update(Tensor(a!)[] teacher, Tensor[] student, float decay, int copied=0) -> ()", _update, _nothing
+)
+define(
+    "ema_update.tensor(Tensor(a!)[] teacher, Tensor[] student, Tensor decay, int copied=0) -> ()",
+    _update,
+    _nothing,
 )
 define(
     "ema_update.full(Tensor(a!)[] teacher, Tensor[] student, float[] decays, Tensor[] live, Tensor(b!)[] low, "
-    "Tensor(c!)? step, Tensor? found_inf, Tensor(d!)? drift, int copied=0, int number=0, bool stochastic=False, "
-    "int seed=0, int every=1, int start=0, bool advance=False) -> ()",
+    "Tensor(c!)? step=None, Tensor? found_inf=None, Tensor(d!)? drift=None, int copied=0, int? number=None, "
+    "bool stochastic=False, int seed=0, int every=1, int start=0, bool advance=False) -> ()",
     _update_full,
     _nothing,
 )
-define(
-    "nonfinite_(Tensor(a!) found, Tensor[] tensors) -> ()",
-    lambda found, tensors: backend_for(found.device.type).nonfinite_(found, tensors),
-    _nothing,
-)
-define(
-    "swap_(Tensor(a!)[] teacher, Tensor(b!)[] student) -> ()",
-    lambda teacher, student: backend_for(teacher[0].device.type).swap_(teacher, student),
-    _nothing,
-)
+define("nonfinite_(Tensor(a!) found, Tensor[] tensors) -> ()", _nonfinite, _nothing)
+define("swap_(Tensor(a!)[] teacher, Tensor(b!)[] student) -> ()", _swap, _nothing)

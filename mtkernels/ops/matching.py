@@ -1,6 +1,6 @@
 """Which student tensor belongs to which teacher tensor: modules by name, mappings by key, sequences by position."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
@@ -66,8 +66,12 @@ def matched_averages(
                 f"got {len(other.teachers)}"
             )
         if other.names != first.names:
-            order = {name: at for at, name in enumerate(other.names)}
-            tensors = [other.teachers[order[name]] for name in first.names]
+            named = dict(zip(other.names, other.teachers, strict=True))
+            if named.keys() != set(first.names):  # DataParallel's prefix, on one teacher and not on another
+                named = {name.removeprefix("module."): tensor for name, tensor in named.items()}
+            tensors = [
+                named[name] if name in named else named[name.removeprefix("module.")] for name in first.names
+            ]
             pairs[index] = other._replace(teachers=tensors)
     return first._replace(teachers=[tensor for other in pairs for tensor in other.teachers])
 
@@ -139,14 +143,23 @@ def _chosen(pairs: Pairs, include: Names, exclude: Names) -> Pairs:
 def _predicate(argument: str, names: Names) -> Callable[[str], bool]:
     if names is None or callable(names):
         return names or bool
-    patterns = [names] if isinstance(names, str) else list(names)
+    patterns = [names] if isinstance(names, str) else list(names) if isinstance(names, Iterable) else [names]
     for pattern in patterns:
         if not isinstance(pattern, str):
             raise TypeError(
                 f"ema_update: {argument} must be name patterns (such as 'head.*') or a function of a name, "
                 f"got {type(pattern).__name__}"
             )
-    return lambda name: any(fnmatchcase(name, pattern) for pattern in patterns)
+    return lambda name: _matches(name, *patterns)
+
+
+def _matches(name: str, *patterns: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+_matches._dynamo_marked_constant = (
+    True  # torch.compile cannot trace fnmatch: as torch.compiler.assume_constant_result
+)
 
 
 def _module_pairs(teacher: nn.Module, student: nn.Module, buffers: str) -> Pairs:
