@@ -16,35 +16,6 @@ struct Sharing {
   Scratch scratch;
 };
 
-// The sum of x over the block, on every thread, in a fixed order. Barriers before and after: the slots are
-// shared.
-__device__ inline double block_sum(double x) {
-  double* slots = reinterpret_cast<double*>(shared_bytes());
-  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) x += __shfl_xor_sync(kAllLanes, x, lanes);
-  __syncthreads();
-  if (threadIdx.x % kWarp == 0) slots[threadIdx.x / kWarp] = x;
-  __syncthreads();
-  double sum = 0;
-  for (unsigned warp = 0; warp < blockDim.x / kWarp; ++warp) sum += slots[warp];
-  __syncthreads();
-  return sum;
-}
-
-// Whether this block is the last of the grid to come here. What every block wrote before is then visible to
-// it.
-__device__ inline bool is_last_block(unsigned* ticket) {
-  bool* last = reinterpret_cast<bool*>(shared_bytes());
-  if (threadIdx.x == 0) {
-    __threadfence();  // the partial sum before the ticket
-    *last = atomicAdd(ticket, 1u) == gridDim.x - 1;
-    __threadfence();  // the ticket before the other blocks' sums
-  }
-  __syncthreads();
-  const bool result = *last;
-  __syncthreads();
-  return result;
-}
-
 // Loss<Acc> says what is added up over a row, and what loss and gradient follow.
 template <template <class> class Loss, class F, bool kCached>
 __global__ void __launch_bounds__(kMaxThreads, F::kBlocksPerSm)

@@ -4,15 +4,12 @@
 #include <algorithm>
 
 #include "consistency.h"
-#include "launch.cuh"
+#include "reduce.cuh"
 
 namespace mtk {
 
-constexpr int kWarp = 32;
-constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int kMaxThreads = 512;
 constexpr int kMaxWarps = kMaxThreads / kWarp;
-constexpr int kSharedHeader = 1024;  // bytes before the cache: the slots of reductions over a block
 constexpr int kAnyDtype = -1;
 constexpr int64_t kMaxClasses = int64_t{1}
                                 << 30;  // offsets within a row in classes are int; in memory, int64
@@ -104,11 +101,6 @@ struct RunningSums {
 };
 
 // ---- memory
-
-__device__ inline unsigned char* shared_bytes() {
-  extern __shared__ __align__(16) unsigned char shared_memory[];
-  return shared_memory;
-}
 
 // A pack as it was loaded, of any dtype up to the accumulator's size.
 template <class Acc, int N>

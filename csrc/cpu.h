@@ -7,8 +7,9 @@
 
 // One body, compiled three times; the loader picks by the machine's CPU. A macro, because no template can
 // carry an attribute to a function. An OpenMP region inside would not be cloned: keep the parallel loop
-// outside.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
+// outside. Not under AddressSanitizer: the loader picks before its runtime has started.
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && \
+    __GNUC__ >= 12 && !defined(__SANITIZE_ADDRESS__)
 #define MTK_CPU_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define MTK_CPU_CLONES

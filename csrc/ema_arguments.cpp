@@ -51,15 +51,27 @@ Decay read_tensor(const py::object& decay, const TensorView& weights, const Argu
   return result;
 }
 
-Decay read_schedule(const py::object& schedule) {
-  Decay result{};
-  const auto numbers = py::cast<py::tuple>(schedule.attr("kernel"));  // kind, a, b, c, d
-  result.kind = static_cast<DecayKind>(py::cast<int>(numbers[0]));
-  result.a = py::cast<double>(numbers[1]);
-  result.b = py::cast<double>(numbers[2]);
-  result.c = py::cast<double>(numbers[3]);
-  result.d = py::cast<double>(numbers[4]);
-  return result;
+// kind, a, b, c, d, as mtkernels/schedules.py gives them.
+Decay read_schedule(const py::object& schedule, const Argument& argument) {
+  double numbers[5];
+  const py::object kernel = py::getattr(schedule, "kernel", py::none());
+  bool good = py::isinstance<py::tuple>(kernel) && py::len(kernel) == 5;
+  for (size_t i = 0; good && i < 5; ++i) {
+    numbers[i] = PyFloat_AsDouble(PyTuple_GET_ITEM(kernel.ptr(), static_cast<Py_ssize_t>(i)));
+    good = !PyErr_Occurred();
+  }
+  PyErr_Clear();
+  if (!good || !(numbers[0] >= 0 && numbers[0] < static_cast<double>(DecayKind::live))) {
+    refuse(Refusal::type, argument, "be a number, a torch.Tensor or a schedule",
+           Py_TYPE(schedule.ptr())->tp_name);
+  }
+  return {static_cast<DecayKind>(static_cast<int>(numbers[0])),
+          Dtype::f64,
+          numbers[1],
+          numbers[2],
+          numbers[3],
+          numbers[4],
+          nullptr};
 }
 
 Decay read_decay(const py::object& decay, const TensorView& weights, bool has_step,
@@ -72,44 +84,48 @@ Decay read_decay(const py::object& decay, const TensorView& weights, bool has_st
     return result;
   }
   if (!has_step) refuse(Refusal::value, {kOp, "step"}, "be given where decay is a schedule", "None");
-  return read_schedule(decay);
+  return read_schedule(decay, argument);
 }
 
-TensorView read_option(const py::object& tensor, const char* name, const TensorView& weights,
-                       const char* dtype, int64_t numel) {
+// An int from `least` to 2^63 - 1, or what stands for one (numpy's).
+uint64_t read_integer(const py::object& number, const char* name, uint64_t least,
+                      const char* kind = "be an int") {
   const Argument argument{kOp, name};
-  const TensorView view = TensorView::of(tensor.ptr(), argument);
-  const std::string is =
-      view.attribute("dtype") + " " + view.shape_text() + " on " + view.attribute("device");
-  if (view.attribute("dtype") != std::string("torch.") + dtype || view.numel() != numel || !view.dense() ||
-      !view.same_device(weights)) {
-    refuse(Refusal::value, argument,
-           "be " + std::to_string(numel) + " " + dtype + " on the device of teacher (" +
-               weights.attribute("device") + ")",
-           is);
+  const auto index =
+      py::reinterpret_steal<py::object>(PyIndex_Check(number.ptr()) ? PyNumber_Index(number.ptr()) : nullptr);
+  if (!index) {
+    PyErr_Clear();
+    refuse(Refusal::type, argument, kind, Py_TYPE(number.ptr())->tp_name);
   }
-  return view;
+  const uint64_t value = PyLong_AsUnsignedLongLong(index.ptr());
+  const bool outside = PyErr_Occurred() != nullptr;
+  PyErr_Clear();
+  if (outside || value < least || value >> 63) {
+    refuse(Refusal::value, argument, "be at least " + std::to_string(least) + " and below 2^63",
+           py::str(index));
+  }
+  return value;
 }
 
-int64_t read_count(const py::object& options, const char* name, int64_t least) {
-  const int64_t value = py::cast<int64_t>(options.attr(name));
-  if (value < least)
-    refuse(Refusal::value, {kOp, name}, "be at least " + std::to_string(least), std::to_string(value));
-  return value;
+bool read_flag(const py::object& options, const char* name) {
+  const py::object flag = option(options, name);
+  if (!PyBool_Check(flag.ptr()))
+    refuse(Refusal::type, {kOp, name}, "be a bool", Py_TYPE(flag.ptr())->tp_name);
+  return flag.ptr() == Py_True;
 }
 
 // A tensor is read by the kernel, a number now.
 void read_step(const py::object& step, const TensorView& weights, EmaUpdate& args) {
   if (is_tensor(step.ptr())) {
-    args.step = reinterpret_cast<int64_t*>(read_option(step, "step", weights, "int64", 1).address());
+    const Numbers one{kDLInt, 64, "int64", 1, "teacher"};
+    args.step = reinterpret_cast<int64_t*>(read_numbers(step, {kOp, "step"}, one, weights).address());
     return;
   }
-  if (!PyLong_Check(step.ptr()))
-    refuse(Refusal::type, {kOp, "step"}, "be an int or a 0-d int64 tensor", Py_TYPE(step.ptr())->tp_name);
-  const int64_t number = PyLong_AsLongLong(step.ptr());
-  if (PyErr_Occurred()) PyErr_Clear();
-  if (number < 1) refuse(Refusal::value, {kOp, "step"}, "be at least 1", std::string(py::str(step)));
-  args.random.step = static_cast<uint64_t>(number);
+  const uint64_t number = read_integer(step, "step", 1, "be an int or a 0-d int64 tensor");
+  if (args.advance || args.every != 1 || args.start != 0)
+    refuse(Refusal::value, {kOp, "step"}, "be a tensor where it advances, or every or start is given",
+           py::str(step));
+  args.random.step = number;
   for (Decay& decay : args.decays) {
     if (decay.kind == DecayKind::live) continue;
     decay.a = decay.at(static_cast<double>(number));
@@ -118,31 +134,46 @@ void read_step(const py::object& step, const TensorView& weights, EmaUpdate& arg
 }
 
 void read_options(const py::object& options, const TensorView& weights, int averages, EmaUpdate& args) {
-  const py::object step = options.attr("step"), found_inf = options.attr("found_inf"),
-                   drift = options.attr("drift");
-  args.stochastic = py::cast<bool>(options.attr("stochastic"));
-  args.random.seed = py::cast<uint64_t>(options.attr("seed"));
-  args.advance = py::cast<bool>(options.attr("advance"));
-  args.every = read_count(options, "every", 1);
-  args.start = read_count(options, "start", 0);
-  if (args.stochastic && step.is_none())
-    refuse(Refusal::value, {kOp, "step"}, "be given where rounding is 'stochastic'", "None");
+  const py::object step = option(options, "step"), found_inf = option(options, "found_inf"),
+                   drift = option(options, "drift");
+  args.stochastic = read_flag(options, "stochastic");
+  args.advance = read_flag(options, "advance");
+  args.random.seed = read_integer(option(options, "seed"), "seed", 0);
+  args.every = static_cast<int64_t>(read_integer(option(options, "every"), "every", 1));
+  args.start = static_cast<int64_t>(read_integer(option(options, "start"), "start", 0));
+  const bool wanted = args.stochastic || args.advance || args.every != 1 || args.start != 0;
+  if (step.is_none() && wanted)
+    refuse(Refusal::value, {kOp, "step"},
+           args.stochastic ? "be given where rounding is 'stochastic'"
+                           : "be a tensor where it advances, or every or start is given",
+           "None");
   if (!step.is_none()) read_step(step, weights, args);
-  if (args.advance && !args.step)
-    refuse(Refusal::value, {kOp, "step"}, "be a tensor where it advances", std::string(py::str(step)));
   if (!found_inf.is_none()) {
+    const Numbers flag{kDLFloat, 32, "float32", 1, "teacher"};
     args.found_inf =
-        reinterpret_cast<const float*>(read_option(found_inf, "found_inf", weights, "float32", 1).address());
+        reinterpret_cast<const float*>(read_numbers(found_inf, {kOp, "found_inf"}, flag, weights).address());
   }
-  if (!drift.is_none())
-    args.drift =
-        reinterpret_cast<double*>(read_option(drift, "drift", weights, "float64", averages).address());
+  if (!drift.is_none()) {
+    const Numbers norms{kDLFloat, 64, "float64", averages, "teacher"};
+    args.drift = reinterpret_cast<double*>(read_numbers(drift, {kOp, "drift"}, norms, weights).address());
+  }
 }
 
 }  // namespace
 
-double decay_at(const py::object& schedule, double step) {
-  return step > 0 ? read_schedule(schedule).at(step) : 0.0;
+py::object option(const py::object& options, const char* name) {
+  if (!py::hasattr(options, name))
+    refuse(Refusal::type, {kOp, "options"}, "be EmaOptions", Py_TYPE(options.ptr())->tp_name);
+  return options.attr(name);
+}
+
+double decay_at(const py::object& schedule, const py::object& step) {
+  const double t = PyFloat_AsDouble(step.ptr());
+  if (PyErr_Occurred()) {
+    PyErr_Clear();
+    refuse(Refusal::type, {"schedule", "step"}, "be a number", Py_TYPE(step.ptr())->tp_name);
+  }
+  return t > 0 ? read_schedule(schedule, {"schedule", "kernel"}).at(t) : 0.0;
 }
 
 int averages_of(const py::object& decay) {
@@ -158,7 +189,7 @@ int averages_of(const py::object& decay) {
 void read_ema_arguments(const py::object& decay, const py::object& options, const TensorView& weights,
                         EmaUpdate& args) {
   const int averages = averages_of(decay);
-  const bool has_step = !options.is_none() && !options.attr("step").is_none();
+  const bool has_step = !options.is_none() && !option(options, "step").is_none();
   const bool list = py::isinstance<py::tuple>(decay) || py::isinstance<py::list>(decay);
   for (int k = 0; k < averages; ++k) {
     const py::object one = list ? py::object(decay[py::int_(k)]) : decay;

@@ -1,6 +1,7 @@
 // The multi-tensor ops as Python sees them: ema_update, its bound form EmaPlan, swap_, nonfinite_, and the
 // tables that Triton's kernels walk.
 #include <atomic>
+#include <memory>
 #include <vector>
 
 #include "bindings.h"
@@ -12,9 +13,16 @@
 namespace mtk {
 namespace {
 
+py::tuple low_tuple(const py::object& low) {
+  if (low.is_none()) return py::tuple();
+  if (!PySequence_Check(low.ptr()) || is_tensor(low.ptr()))
+    refuse(Refusal::type, {"ema_update", "low"}, "be a list of tensors or None", Py_TYPE(low.ptr())->tp_name);
+  return py::tuple(low);
+}
+
 py::tuple low_of(const py::object& options) {
-  const py::object low = options.is_none() ? py::none() : py::object(options.attr("low"));
-  return low.is_none() ? py::tuple() : py::tuple(low);
+  const py::object low = options.is_none() ? py::none() : option(options, "low");
+  return low_tuple(low);
 }
 
 py::bytes rows_of(const Plan& plan, int64_t target_rows) {
@@ -64,10 +72,10 @@ class Fingerprints {
     words_.insert(words_.end(), view.shape, view.shape + view.ndim);
     words_.insert(words_.end(), view.strides, view.strides + view.ndim);
   }
-  void clear() { words_.clear(); }
 
   // Whether the tensor is as the next one was; `at` moves on.
   bool same(const TensorView& view, size_t& at) const {
+    if (at + 2 > words_.size()) return false;
     const int64_t* const word = words_.data() + at;
     const size_t dims = static_cast<size_t>(view.ndim);
     at += 2 + 2 * dims;
@@ -91,13 +99,7 @@ class EmaPlan {
  public:
   EmaPlan(const py::sequence& teacher, const py::sequence& student, int averages, Py_ssize_t copied,
           const py::object& names, const py::object& low)
-      : lists_{"ema_update",
-               py::tuple(teacher),
-               py::tuple(student),
-               low.is_none() ? py::tuple() : py::tuple(low),
-               copied,
-               names,
-               false,
+      : lists_{"ema_update", py::tuple(teacher), py::tuple(student), low_tuple(low), copied, names, false,
                averages} {
     if (averages < 1 || averages > kMaxAverages) {
       refuse(Refusal::value, {"ema_update", "averages"}, "be between 1 and " + std::to_string(kMaxAverages),
@@ -108,7 +110,8 @@ class EmaPlan {
 
   void update(const py::object& decay, const py::object& options) {
     refresh(decay);
-    if (pairs_.first) run(lists_, pairs_, decay, options);
+    const std::shared_ptr<const Pairs> pairs = pairs_;  // another thread may replace it while the kernel runs
+    if (pairs->first) run(lists_, *pairs, decay, options);
   }
 
   // Checks what an update would, for a kernel elsewhere. Gives the number of the table, which changes with
@@ -116,11 +119,11 @@ class EmaPlan {
   uint64_t check(const py::object& decay, const py::object& options) {
     refresh(decay);
     EmaUpdate args{};
-    if (pairs_.first) read_ema_arguments(decay, options, *pairs_.first, args);
-    return pairs_.plan.id;
+    if (pairs_->first) read_ema_arguments(decay, options, *pairs_->first, args);
+    return pairs_->plan.id;
   }
 
-  py::bytes rows(int64_t target_rows) const { return rows_of(pairs_.plan, target_rows); }
+  py::bytes rows(int64_t target_rows) const { return rows_of(pairs_->plan, target_rows); }
   const PairLists& lists() const { return lists_; }
 
  private:
@@ -136,15 +139,18 @@ class EmaPlan {
 
   void build() {
     static std::atomic<uint64_t> ids{0};
-    pairs_ = read_pairs(lists_);
-    pairs_.plan.id = ++ids;
-    held_.clear();
-    fingerprints_.clear();
-    each([this](PyObject* tensor) {
-      held_.emplace_back(tensor);
-      fingerprints_.add(TensorView::of(tensor, {"ema_update", "teacher"}));
+    auto pairs = std::make_shared<Pairs>(read_pairs(lists_));
+    pairs->plan.id = ++ids;
+    std::vector<HeldTensor> held;
+    Fingerprints fingerprints;
+    each([&](PyObject* tensor) {
+      held.emplace_back(tensor);
+      fingerprints.add(TensorView::of(tensor, {"ema_update", "teacher"}));
       return true;
     });
+    pairs_ = std::move(pairs);
+    held_.swap(held);
+    fingerprints_ = std::move(fingerprints);
   }
 
   void refresh(const py::object& decay) {
@@ -162,7 +168,7 @@ class EmaPlan {
   }
 
   PairLists lists_;
-  Pairs pairs_;
+  std::shared_ptr<const Pairs> pairs_;
   std::vector<HeldTensor> held_;
   Fingerprints fingerprints_;
 };
@@ -188,15 +194,8 @@ py::bytes swap_rows(const py::sequence& teacher, const py::sequence& student, co
 }
 
 float* check_found(const py::object& found, const TensorView& tensors) {
-  const Argument argument{"nonfinite_", "found"};
-  const TensorView view = TensorView::of(found.ptr(), argument);
-  if (!view.is_float() || view.dtype.code != kDLFloat || view.dtype.bits != 32 || view.numel() != 1 ||
-      !view.same_device(tensors)) {
-    refuse(Refusal::value, argument,
-           "be one float32 on the device of tensors (" + tensors.attribute("device") + ")",
-           view.attribute("dtype") + " " + view.shape_text() + " on " + view.attribute("device"));
-  }
-  return reinterpret_cast<float*>(view.address());
+  const Numbers flag{kDLFloat, 32, "float32", 1, "tensors"};
+  return reinterpret_cast<float*>(read_numbers(found, {"nonfinite_", "found"}, flag, tensors).address());
 }
 
 void nonfinite_(const py::object& found, const py::sequence& tensors) {

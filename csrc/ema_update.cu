@@ -1,122 +1,74 @@
-// ema_update on CUDA: one block per row of the chunked table. Each body serves one pair of dtypes; the wider
-// of the two moves in packs of 16 bytes.
+// ema_update on CUDA: one launch, one block per row of the chunked table.
 #include "ema_update.h"
 
-#include "launch.cuh"
+#include <algorithm>
+
+#include "ema_row.cuh"
+#include "reduce.cuh"
 
 namespace mtk {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kBlocksPerSm = 4;
-
-// The arithmetic of ema_update.cpp: from the teacher's side where decay > 1/2, else from the student's.
-template <class Acc>
-struct Average {
-  static constexpr bool kReadsTeacher = true;
-  Acc weight;
-  bool from_teacher;
-
-  __device__ explicit Average(double decay)
-      : weight(static_cast<Acc>(decay > 0.5 ? 1.0 - decay : decay)), from_teacher(decay > 0.5) {}
-
-  template <class Dst, class Src>
-  __device__ void operator()(Dst& teacher, Src student) const {
-    const Acc t = widened<Acc>(teacher), s = widened<Acc>(student);
-    const Acc near = from_teacher ? t : s, far = from_teacher ? s : t;
-    const Acc blended = near + weight * (far - near);
-    teacher = narrowed<Dst>(far == near || weight == 0 ? near : blended);
-  }
-};
-
-struct Copy {
-  static constexpr bool kReadsTeacher = false;
-
-  template <class Dst, class Src>
-  __device__ void operator()(Dst& teacher, Src student) const {
-    if constexpr (std::is_same_v<Dst, Src>) {
-      teacher = student;
-    } else {
-      teacher = narrowed<Dst>(widened<Accumulator<Dst, Src>>(student));
-    }
-  }
-};
-
-// teacher is aligned to its packs, student where kAligned; elsewhere its packs are read by the element.
-// kBatch packs are loaded before the first is used.
-template <int N, bool kAligned, class Dst, class Src, class Op>
-__device__ void run_packs(Dst* teacher, const Src* student, int64_t packs, Op op) {
-  constexpr int kBatch = kAligned ? 4 : N < 8 ? 8 / N : 1;
-  for (int64_t first = threadIdx.x; first < packs; first += kBatch * kThreads) {
-    WordsOf<Dst, N> teacher_words[kBatch];
-    WordsOf<Src, N> student_words[kBatch];
-#pragma unroll
-    for (int k = 0; k < kBatch; ++k) {
-      const int64_t at = (first + k * kThreads) * N;
-      if (first + k * kThreads >= packs) continue;
-      if constexpr (Op::kReadsTeacher) teacher_words[k] = load_words<N>(teacher + at);
-      if constexpr (kAligned) {
-        student_words[k] = load_words<N>(student + at);
-      } else {
-        Pack<Src, N> elements;
-#pragma unroll
-        for (int i = 0; i < N; ++i) elements.at[i] = student[at + i];
-        student_words[k] = bit_cast<WordsOf<Src, N>>(elements);
-      }
-    }
-#pragma unroll
-    for (int k = 0; k < kBatch; ++k) {
-      if (first + k * kThreads >= packs) continue;
-      Pack<Dst, N> t = unpack<Dst, N>(teacher_words[k]);
-      const Pack<Src, N> s = unpack<Src, N>(student_words[k]);
-#pragma unroll
-      for (int i = 0; i < N; ++i) op(t.at[i], s.at[i]);
-      store_pack(teacher + (first + k * kThreads) * N, t);
-    }
-  }
+// Thread k reads what lies in memory for average k: schedules are long computations in fp64, of which some
+// GPUs do few at a time.
+__device__ void prepare(Shared& shared, const DeviceTable& table, const EmaUpdate& args, bool has_row) {
+  const int k = static_cast<int>(threadIdx.x);
+  if (k >= table.table.averages) return;
+  const EmaStep step(args);
+  const double decay = step.decay(args, k);
+  Average& average = shared.averages[k];
+  average.from_teacher = decay > 0.5;
+  average.weight = decay > 0.5 ? 1.0 - decay : decay;
+  average.weight32 = static_cast<float>(average.weight);
+  if (has_row) average.target = table.table.targets(blockIdx.x)[k];
+  if (k != 0) return;
+  shared.random = step.random;
+  shared.number = step.number;
+  shared.count = table.table.averages;
+  shared.skipped = step.skipped;
+  shared.writes = step.writes;
+  shared.stochastic = args.stochastic;
+  shared.drifts = args.drift != nullptr;
 }
 
-template <class Dst, class Src, class Op>
-__device__ void run_row(const Row& row, Op op) {
-  constexpr int N = 16 / static_cast<int>(sizeof(Dst) > sizeof(Src) ? sizeof(Dst) : sizeof(Src));
-  static_assert(2 * N <= kThreads, "a thread takes one element of head or tail");
-  Dst* teacher = global_pointer(reinterpret_cast<Dst*>(row.dst));
-  const Src* student = global_pointer(reinterpret_cast<const Src*>(row.src));
-  const int64_t to_alignment = elements_to_alignment<N>(teacher);
-  const int64_t head = to_alignment < row.count ? to_alignment : row.count;
-  const int64_t packs = (row.count - head) / N;
-  const int64_t edge = threadIdx.x < head ? threadIdx.x : threadIdx.x + packs * N;
-  if (edge < row.count) op(teacher[edge], student[edge]);
-  if (elements_to_alignment<N>(student + head) == 0) {
-    run_packs<N, true>(teacher + head, student + head, packs, op);
-  } else {
-    run_packs<N, false>(teacher + head, student + head, packs, op);
+// Each block leaves its sums of squares; the last one to come adds them up, block after block, and moves the
+// step: all others have read it, because a block takes its ticket after that.
+template <class V>
+__device__ void finish(Shared& shared, const DeviceTable& table, const EmaUpdate& args) {
+  const int averages = table.table.averages;
+  const bool drifts = V::kExtras && shared.drifts && shared.writes;
+  for (int k = 0; drifts && k < averages; ++k) {
+    const double sum = block_sum(shared.square_sum(k));
+    if (threadIdx.x == 0 && table.partials) table.partials[blockIdx.x * averages + k] = sum;
   }
-}
-
-// The row, where its code is `pair` or one that follows it.
-template <int pair>
-__device__ void run_from(const Row& row, double decay) {
-  if constexpr (pair < kDtypes * kDtypes) {
-    using Dst = typename TypeOf<static_cast<Dtype>(pair / kDtypes)>::type;
-    using Src = typename TypeOf<static_cast<Dtype>(pair % kDtypes)>::type;
-    if (row.code == kAverage + pair) return run_row<Dst, Src>(row, Average<Accumulator<Dst, Src>>(decay));
-    if constexpr (!std::is_same_v<Dst, Src>) {
-      if (row.code == kConvert + pair) return run_row<Dst, Src>(row, Copy());
+  if (gridDim.x > 1 && !is_last_block(table.ticket)) return;
+  for (int k = 0; drifts && k < averages; ++k) {
+    double sum = 0;
+    for (int64_t row = threadIdx.x; row < table.table.n_rows; row += kThreads) {
+      sum += __ldcg(&table.partials[row * averages + k]);  // from L2: another multiprocessor wrote it
     }
-    run_from<pair + 1>(row, decay);
-  } else if (row.code == kCopyWords) {
-    run_row<uint32_t, uint32_t>(row, Copy());
-  } else {
-    run_row<uint8_t, uint8_t>(row, Copy());
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) args.drift[k] = sqrt(sum);
   }
+  if (threadIdx.x != 0) return;
+  if (args.advance) *args.step = shared.number;
+  if (gridDim.x > 1) *table.ticket = 0;
 }
 
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm)
-    ema_update_kernel(DeviceRows table, EmaUpdate args) {
-  const double decay = args.decay_data ? read_number(args.decay_data, args.decay_dtype) : args.decay;
-  run_from<0>(table.rows[blockIdx.x],
-              decay);  // no loop over rows: ptxas hoists every body's indices out of it, and spills
+// No loop over rows: ptxas hoists every body's indices out of it, and spills.
+template <class V>
+__global__ void __launch_bounds__(kThreads, V::kBlocksPerSm)
+    ema_update_kernel(const __grid_constant__ DeviceTable table, const __grid_constant__ EmaUpdate args) {
+  Shared& shared = *reinterpret_cast<Shared*>(shared_bytes() + kSharedHeader);
+  const bool has_row = blockIdx.x < table.table.n_rows;  // no rows: one block, which moves the step
+  Row row{};
+  if (has_row) row = table.table.row(blockIdx.x);
+  prepare(shared, table, args, has_row);
+  for (int k = 0; V::kExtras && args.drift && k < table.table.averages; ++k) shared.square_sum(k) = 0;
+  __syncthreads();
+  if (has_row && shared.writes) move_row<V>(row, shared);
+  if (shared.skipped || !(args.advance || (V::kExtras && args.drift))) return;
+  finish<V>(shared, table, args);
 }
 
 }  // namespace
@@ -124,9 +76,18 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
 void ema_update_cuda(const EmaUpdate& args) {
   constexpr const char* kOp = "ema_update";
   const DeviceGuard guard(args.device, kOp);
-  const DeviceRows table = device_rows(*args.plan, args.device, args.stream);
-  if (table.n_rows == 0) return;
-  launch(kOp, ema_update_kernel, {table.n_rows, kThreads, 0, args.stream}, table, args);
+  const DeviceTable table = device_table(*args.plan, args.device, args.stream);
+  const int64_t n_rows = table.table.n_rows;
+  if (n_rows == 0 && !args.advance && !args.drift) return;
+  const bool extras = args.stochastic || args.drift || table.has_low;
+  const auto kernel = extras                     ? ema_update_kernel<Anything>
+                      : args.plan->averages == 1 ? ema_update_kernel<Plain>
+                                                 : ema_update_kernel<Several>;
+  const int64_t sums = args.drift ? args.plan->averages * kThreads * static_cast<int64_t>(sizeof(double)) : 0;
+  launch(kOp, kernel,
+         {std::max<int64_t>(n_rows, 1), kThreads, kSharedHeader + static_cast<int64_t>(sizeof(Shared)) + sums,
+          args.stream},
+         table, args);
 }
 
 }  // namespace mtk

@@ -50,6 +50,8 @@ void check_pair(const PairLists& lists, const Pair& pair, int k) {
 void check_low(const PairLists& lists, const Pair& pair, int k) {
   const TensorView &low = pair.lows[k], &teacher = pair.teachers[k];
   const Argument name = argument(lists, "low", pair.index, k);
+  if (pair.index >= static_cast<Py_ssize_t>(lists.students.size()) - lists.copied)
+    refuse(Refusal::value, name, "be None beside a teacher that is copied", "a tensor");
   if (!teacher.is_float() || teacher.dtype.bits != 16) {
     refuse(Refusal::type, name, "be None beside a teacher that is neither bfloat16 nor float16",
            "a low-order part of " + teacher.attribute("dtype"));

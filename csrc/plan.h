@@ -21,7 +21,7 @@ struct Row {
   uint64_t src;   // device address
   int64_t count;  // elements; bytes or words for copies
   int64_t code;
-  int64_t first;  // number of its first element among all of the table's: where its random numbers start
+  int64_t first;  // number of its first element among all that are averaged: where its random numbers start
 };
 struct Target {
   uint64_t dst;
@@ -60,14 +60,14 @@ struct Plan {
   int averages = 1;
   std::vector<int64_t> words;  // one row per tensor
   int64_t count = 0;           // sum of the rows' counts
-  int64_t elements = 0;        // the same with each row's rounded up: the next row's `first`
+  int64_t elements = 0;        // of averages alone, each row's rounded up to 8: the next row's `first`
   uint64_t id = 0;  // of a plan that is kept: no two have the same, so that its table need not be compared
 
   Table table() const {
     return {words.data(), static_cast<int64_t>(words.size()) / (4 + 2 * averages), averages};
   }
 
-  // Room for a row, which is to be filled; `first` is.
+  // Room for a row, which is to be filled.
   Row* add();
 
   // The rows cut into chunks of equal length, about target_rows of them beside those of tensors that are
@@ -76,11 +76,13 @@ struct Plan {
 };
 
 #if defined(MTK_CUDA)
-// The chunked rows in device memory. Uploaded when they differ from what was uploaded before, and only then.
+// The chunked rows in device memory; all null for an empty plan. Uploaded when they differ from what was
+// uploaded before, and only then.
 struct DeviceTable {
   Table table;
   double* partials;  // [n_rows, averages]: for sums over all rows, as ema_update's drift
   unsigned* ticket;  // blocks that are done; 0 between launches
+  bool has_low;      // whether any target has a low-order part
 };
 DeviceTable device_table(const Plan& plan, int device, void* stream);
 #endif

@@ -1,4 +1,5 @@
-// Slots: three references each, compared by identity. A replaced parameter would be averaged silently no more.
+// Slots: three references each, compared by identity. A replaced parameter would be averaged silently no
+// more.
 #include "slots.h"
 
 #include <vector>

@@ -212,6 +212,25 @@ std::string TensorView::attribute(const char* name) const {
 std::string TensorView::shape_text() const { return list_text(shape, ndim); }
 std::string TensorView::stride_text() const { return list_text(strides, ndim); }
 
+TensorView read_numbers(const py::object& tensor, const Argument& argument, const Numbers& must,
+                        const TensorView& other) {
+  const TensorView view = TensorView::of(tensor.ptr(), argument);
+  if (view.dtype.code != must.code || view.dtype.bits != must.bits)
+    refuse(Refusal::type, argument, std::string("be ") + must.dtype, view.attribute("dtype"));
+  if (view.numel() != must.count || (view.numel() > 1 && (view.ndim != 1 || !view.dense()))) {
+    refuse(
+        Refusal::value, argument,
+        must.count == 1 ? "hold one number" : "be a vector of " + std::to_string(must.count) + ", contiguous",
+        "shape " + view.shape_text() + ", strides " + view.stride_text());
+  }
+  if (!view.same_device(other)) {
+    refuse(Refusal::value, argument,
+           std::string("be on the device of ") + must.beside + " (" + other.attribute("device") + ")",
+           view.attribute("device"));
+  }
+  return view;
+}
+
 void* current_stream(DLDevice device) {
   void* stream = nullptr;
   if (device.device_type != kDLCPU &&

@@ -64,6 +64,17 @@ struct TensorView : DLTensor {
 
 bool is_tensor(PyObject* object);
 
+// What a tensor of a few numbers must be, such as a flag or a counter.
+struct Numbers {
+  uint8_t code, bits;  // DLPack's
+  const char* dtype;   // their name
+  int64_t count;
+  const char* beside;  // name of the tensors whose device it must be on
+};
+
+TensorView read_numbers(const py::object& tensor, const Argument& argument, const Numbers& must,
+                        const TensorView& other);
+
 // A reference to the tensor itself rather than to its Python object. While somebody holds one, reading the
 // tensor costs half: torch need not take the GIL to hand a first one out.
 class HeldTensor {

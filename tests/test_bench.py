@@ -1,10 +1,11 @@
 """The benches measure what they say: peers agree with the reference, and one that does not is named."""
 # ruff: noqa: E402
 
-import csv
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,17 +14,38 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))  # the benches are no part of the package
 
-from bench.cases import Case, cases, resnet50_like
+from bench import features, launches, models
+from bench.cases import Case, cases
 from bench.measure import prepare, session
 from bench.peers import OURS, PEERS, Candidate, candidates, eager_kl
 from mtkernels.testing import OPS
 
-TINY = {"ema_update": ((5, 3), (7,), ()), "softmax_mse": ((6, 11),), "softmax_kl": ((6, 11),)}
-ROWS = [(op, peer) for op in PEERS for peer in candidates(op, "cpu")]
+MISSING = ("ModuleNotFoundError", "ImportError", "RuntimeError: needs a GPU")
+LOSSES = ("softmax_mse", "softmax_kl")
 
 
 def _tiny(op):
-    return Case(op, "tiny", "cpu", TINY[op])
+    if op in LOSSES:
+        return Case(op, "tiny", "cpu", ((6, 11),))
+    return Case(op, "tiny", "cpu", model=partial(models.listed, ((5, 3), (7,), ())))
+
+
+def _small_network():
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Linear(4, 2))
+
+
+CASES = [_tiny(op) for op in PEERS]
+CASES += [Case("ema_update", "module", "cpu", model=_small_network)]
+CASES += [Case("ema_update", "shared module", "cpu", model=_small_network, shared=True)]
+CASES += [
+    replace(case, model=partial(models.listed, ((5, 3), (7,), (33, 17))), _built={})
+    for case in features.cases("cpu")
+]
+ROWS = [
+    pytest.param(case, peer, id=f"{case.group}-{peer}{number}")
+    for number, case in enumerate(CASES)
+    for peer in candidates(case)
+]
 
 
 def test_each_op_has_peers_and_cases():
@@ -33,12 +55,12 @@ def test_each_op_has_peers_and_cases():
         assert (ROOT / "bench" / f"bench_{op}.py").is_file()
 
 
-@pytest.mark.parametrize(("op", "peer"), ROWS)
-def test_peer_agrees_with_the_reference(op, peer, monkeypatch):
+@pytest.mark.parametrize(("case", "peer"), ROWS)
+def test_candidate_agrees_with_the_reference(case, peer, monkeypatch):
     if peer == "torch.compile":  # the same graph, without a minute of C++
         monkeypatch.setattr(torch, "compile", _without_inductor(torch.compile))
-    _, error = prepare(_tiny(op), candidates(op, "cpu")[peer])
-    if error and error.startswith(("ModuleNotFoundError", "ImportError", "RuntimeError: needs a GPU")):
+    _, error = prepare(case, candidates(case)[peer])
+    if error and error.startswith(MISSING):
         pytest.skip(error)
     assert error is None
 
@@ -47,29 +69,57 @@ def _without_inductor(compile_):
     return lambda function, **options: compile_(function, backend="aot_eager", **options)
 
 
-@pytest.mark.parametrize("peer", candidates("ema_update", "cpu"))
-def test_peer_agrees_on_a_module_with_buffers(peer, monkeypatch):
-    monkeypatch.setattr("bench.cases.resnet50_like", _small_network)
-    _, error = prepare(Case("ema_update", "module", "cpu", None), candidates("ema_update", "cpu")[peer])
-    if error and error.startswith(("ModuleNotFoundError", "ImportError")):
-        pytest.skip(error)
-    assert error is None
+@pytest.mark.parametrize(
+    ("model", "parameters", "tensors", "buffers"),
+    [
+        (models.wrn28_2, 1_467_610, 80, 75),
+        (models.resnet50, 25_557_032, 161, 159),
+        (models.resnext152, 62_000_400, 469, 465),  # 155 batch norms
+        (models.vit_b16, 86_567_656, 152, 0),
+        (models.gpt_1b, 1_017_302_272, 292, 0),
+    ],
+)
+def test_models_are_of_their_size(model, parameters, tensors, buffers):
+    with torch.device("meta"):
+        network = model()
+    assert sum(parameter.numel() for parameter in network.parameters()) == parameters
+    assert (len(list(network.parameters())), len(list(network.buffers()))) == (tensors, buffers)
 
 
-def _small_network():
-    return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Linear(4, 2))
+def test_large_models_are_asked_for():
+    def names(device, large):
+        return [case.name for case in cases("ema_update", device, large)]
+
+    assert names("cpu", False) == names("cuda", False)
+    assert names("cpu", True) == [*names("cpu", False), "vit-b-16", "gpt-1b-bf16"]
+    assert names("cuda", True) == [*names("cpu", True), "gpt-1b-bf16-to-fp32"]
 
 
-def test_resnet50_like_is_of_its_size():
-    network = resnet50_like()
-    assert sum(parameter.numel() for parameter in network.parameters()) == 25_557_032
-    assert len(list(network.parameters())) == 161
-    assert len(list(network.buffers())) == 159
+def test_every_feature_at_every_size_has_ours_and_torchs():
+    found = features.cases("cpu")
+    assert len({case.name for case in found}) == len(found) == 8 * len(features.SIZES)
+    for case in found:
+        assert "mtkernels" in case.contenders and any("torch" in name for name in case.contenders)
+
+
+def test_shared_case_starts_anew_for_each_candidate():
+    case = Case("ema_update", "shared module", "cpu", model=_small_network, shared=True)
+    first, second = (prepare(case, candidates(case)["mtkernels"])[0] for _ in range(2))
+    assert first is not None and second is not None
+    places = [[tensor.data_ptr() for tensor in candidate.outputs()] for candidate in (first, second)]
+    assert places[0] == places[1] == [tensor.data_ptr() for tensor in case.inputs[0]]
+    assert prepare(case, _does_nothing)[1].startswith("wrong result: output 0")
 
 
 def test_floor_bytes():
     assert _tiny("ema_update").floor_bytes() == 12 * (15 + 7 + 1)
     assert _tiny("softmax_kl").floor_bytes() == 12 * 66
+    two = next(case for case in CASES if case.name == "2 averages, 160x160000")
+    assert two.floor_bytes() == 20 * (15 + 7 + 33 * 17)
+    mixed = next(case for case in CASES if case.name == "fp32 average of bf16, 160x160000")
+    assert mixed.floor_bytes() == 10 * (15 + 7 + 33 * 17)
+    swap = next(case for case in CASES if case.name == "swap, 160x160000")
+    assert swap.floor_bytes() == 16 * (15 + 7 + 33 * 17)
 
 
 def _wrong_decay(work):
@@ -104,7 +154,7 @@ def test_wrong_loss_is_reported():
 
 
 def test_session_gives_series_of_one_length_and_errors():
-    factories = {**candidates("ema_update", "cpu"), "broken": _raises, "wrong": _wrong_decay}
+    factories = {**candidates(_tiny("ema_update")), "broken": _raises, "wrong": _wrong_decay}
     found = session(_tiny("ema_update"), factories, seconds=0.05)
     assert found["broken"].error == "ModuleNotFoundError: No module named 'nobody'"
     assert found["wrong"].error and not found["wrong"].times
@@ -124,49 +174,25 @@ def test_one_command_from_bench_to_report(tmp_path):
     assert all(len(row["stats"]["data"]) >= 7 and row["stats"]["median"] > 0 for row in run["benchmarks"])
     assert run["mtkernels"]["copy_bandwidth"] > 1e8
     if not torch.cuda.is_available():
-        assert {"group": "softmax_kl 100x10", "peer": "Liger", "error": "RuntimeError: needs a GPU"} in run[
-            "mtkernels"
-        ]["errors"]
+        missing = {
+            "op": "softmax_kl",
+            "case": "100x10",
+            "peer": "Liger",
+            "error": "RuntimeError: needs a GPU",
+        }
+        assert missing in run["mtkernels"]["errors"]
 
 
-def _benchmark(case, peer, times):
-    info = {"op": "softmax_kl", "case": case, "peer": peer, "note": "", "host_seconds": None}
-    info |= {"floor_bytes": 3_000_000, "resident_bytes": 3_000_000}
-    return {"group": f"softmax_kl {case}", "extra_info": info, "stats": {"data": times, "iterations": 2}}
+def test_one_launch_of_ours_a_model():
+    case = Case("ema_update", "module", "cpu", model=_small_network)
+    table = launches.counted([case], lambda step: 1)
+    assert table["module"]["mtkernels"] == table["module"]["torch _foreach_lerp_"] == 1
+    assert launches.wrong(table) == []
+    table["module"] |= {"mtkernels": 2, "mtkernels triton": "RuntimeError: no", "torch AveragedModel": 9}
+    table["module"]["mtkernels native"] = "RuntimeError: this build has no CUDA kernels"
+    assert launches.wrong(table) == ["mtkernels on module: 2", "mtkernels triton on module: RuntimeError: no"]
+    assert "| module | 2 | 1 |" in launches.markdown(table)
 
 
-def _run(device_type):
-    rows = [_benchmark(case, "mtkernels", [1e-4, 2e-4, 1e-4]) for case in ("256x1000", "64x65536")]
-    rows += [_benchmark("256x1000", "eager torch", [4e-4, 8e-4, 4e-4])]
-    errors = [{"group": "softmax_kl 64x65536", "peer": "eager torch", "error": "wrong result: output 0"}]
-    facts = {"device_type": device_type, "device": "Some Device (R) 9", "threads": 2, "others_cpu": 0.3}
-    facts |= {"cache_bytes": 0, "copy_bandwidth": 6e10, "command": "python -m pytest bench"}
-    facts |= {"versions": {"torch": "2.13.0", "mtkernels": "0.1.0"}, "errors": errors}
-    return {
-        "benchmarks": rows,
-        "mtkernels": facts,
-        "datetime": "2026-01-01T00:00:00",
-        "commit_info": {"id": "abc"},
-    }
-
-
-@pytest.mark.parametrize("device_type", ["cpu", "cuda"])
-def test_report_writes_its_three_files(tmp_path, device_type):
-    (tmp_path / "bench.json").write_text(json.dumps(_run(device_type)))
-    command = [
-        sys.executable,
-        ROOT / "bench" / "report.py",
-        tmp_path / "bench.json",
-        "--out",
-        tmp_path / "out",
-    ]
-    subprocess.run(command, check=True, capture_output=True, text=True)
-    table = (tmp_path / "out" / "results.md").read_text()
-    assert "| **mtkernels** | 100 us |" in table
-    assert "4.00 (4.00 - 4.00)" in table  # within rounds, whatever the second round's clock did
-    assert "50%" in table and "Some Device (R) 9" in table and "`python -m pytest bench`" in table
-    assert "used 30% of the CPUs meanwhile. BUSY MACHINE" in table
-    assert "| no time |" in table and "wrong result: output 0" in table
-    rows = list(csv.DictReader((tmp_path / "out" / "results.csv").open()))
-    assert [row["error"] for row in rows] == ["", "", "", "wrong result: output 0"]
-    assert (tmp_path / "out" / "results.png").read_bytes().startswith(b"\x89PNG")
+def test_gpu_check_is_a_shell_script():
+    subprocess.run(["bash", "-n", ROOT / "bench" / "gpu_check.sh"], check=True)

