@@ -1,6 +1,6 @@
-"""ema_update in place, over lists of tensors and over a ResNet-50-shaped module with its buffers.
+"""The weight average in place, over lists of tensors and over modules with their buffers.
 
-Sizes: testing.OPS and cases.resnet50_like; peers: peers.py.
+Sizes: testing.OPS and models.py; peers: peers.py.
 """
 
 OP = "ema_update"

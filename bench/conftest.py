@@ -12,19 +12,28 @@ import platform
 import statistics
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 
 import mtkernels
+from bench import features
 from bench.cases import Case, cases
 from bench.measure import Series, copy_bandwidth, session
 from bench.peers import candidates
 
-SESSIONS = pytest.StashKey[dict[str, dict[str, Series]]]()
+
+class Measured(NamedTuple):
+    case: Case
+    sizes: dict[str, int]  # bytes and tensors
+    series: dict[str, Series]  # by candidate
+
+
+GROUPS = pytest.StashKey[dict[str, Measured]]()
 FACTS = pytest.StashKey[dict]()
 STARTED = pytest.StashKey[tuple[float, float]]()
-DISTRIBUTIONS = ("torch", "triton", "ema-pytorch", "torch-ema", "timm", "liger-kernel", "numpy")
+DISTRIBUTIONS = ("torch", "triton", "ema-pytorch", "torch-ema", "timm", "diffusers", "liger-kernel", "numpy")
 
 
 def pytest_addoption(parser):
@@ -36,6 +45,9 @@ def pytest_addoption(parser):
     group.addoption(
         "--bench-seconds", type=float, default=3.0, help="measuring time of a group (one op at one size)"
     )
+    group.addoption(
+        "--bench-large", action="store_true", help="the weight average of ViT-B/16 and a 1 B GPT, too"
+    )
 
 
 def pytest_configure(config):
@@ -46,9 +58,10 @@ def pytest_configure(config):
 
 def pytest_generate_tests(metafunc):
     device = metafunc.config.getoption("--bench-device")
-    rows = [
-        (case, peer) for case in cases(metafunc.module.OP, device) for peer in candidates(case.op, device)
-    ]
+    large = metafunc.config.getoption("--bench-large")
+    op = metafunc.module.OP
+    found = features.cases(device) if op == features.OP else cases(op, device, large)
+    rows = [(case, peer) for case in found for peer in candidates(case)]
     metafunc.parametrize(("case", "peer"), rows, ids=[f"{case.name}-{peer}" for case, peer in rows])
 
 
@@ -77,7 +90,8 @@ def interleaved(benchmark, request, facts):
     """Call it with the test's case and peer: reports that peer's series of the group's session."""
 
     def report(case: Case, peer: str) -> None:
-        series = _session(request, case, facts)[peer]
+        measured = _measured(request, case, facts)
+        series = measured.series[peer]
         if series.error is not None:
             benchmark.skipped = True
             if peer.startswith("mtkernels") and series.error.startswith("wrong result"):
@@ -89,9 +103,8 @@ def interleaved(benchmark, request, facts):
             case=case.name,
             peer=peer,
             note=series.note,
-            floor_bytes=case.floor_bytes(),
-            resident_bytes=case.resident_bytes(),
             host_seconds=statistics.median(series.host_times) if series.host_times else None,
+            **measured.sizes,
         )
         benchmark.pedantic(
             lambda: None
@@ -103,23 +116,26 @@ def interleaved(benchmark, request, facts):
     return report
 
 
-def _session(request, case: Case, facts: dict) -> dict[str, Series]:
-    sessions = request.config.stash.setdefault(SESSIONS, {})
-    if case.group not in sessions:
+def _measured(request, case: Case, facts: dict) -> Measured:
+    groups = request.config.stash.setdefault(GROUPS, {})
+    if case.group not in groups:
         chosen = [item.callspec.params for item in request.session.items if "peer" in item.callspec.params]
         names = {params["peer"] for params in chosen if params["case"].group == case.group}
-        factories = {name: make for name, make in candidates(case.op, case.device).items() if name in names}
+        factories = {name: make for name, make in candidates(case).items() if name in names}
         facts["copy_bandwidth"] = max(facts["copy_bandwidth"], copy_bandwidth(case.device))
-        sessions[case.group] = session(case, factories, request.config.getoption("--bench-seconds"))
+        seconds = request.config.getoption("--bench-seconds") / (3 if case.op == features.OP else 1)
+        sizes = {"floor_bytes": case.floor_bytes(), "resident_bytes": case.resident_bytes()}
+        sizes["tensors"] = len(case.inputs[1])
+        groups[case.group] = Measured(case, sizes, session(case, factories, seconds))
         case.forget()
-    return sessions[case.group]
+    return groups[case.group]
 
 
 def pytest_benchmark_update_json(config, benchmarks, output_json):
     errors = [
-        {"group": group, "peer": peer, "error": series.error}
-        for group, found in config.stash.get(SESSIONS, {}).items()
-        for peer, series in found.items()
+        {"op": group.case.op, "case": group.case.name, "peer": peer, "error": series.error}
+        for group in config.stash.get(GROUPS, {}).values()
+        for peer, series in group.series.items()
         if series.error is not None
     ]
     output_json["mtkernels"] = {**config.stash.get(FACTS, {}), "errors": errors, "others_cpu": None}

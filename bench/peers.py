@@ -17,7 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import mtkernels
-from bench.cases import DECAY, Workload, tensors_of
+from bench.cases import DECAY, Case, Workload, tensors_of
+from mtkernels import _C
+from mtkernels.backends import backend_for
+from mtkernels.ema import WeightEMA
 
 
 @dataclass
@@ -39,7 +42,24 @@ def _ema_mtkernels(work: Workload) -> Candidate:
     def lists():
         mtkernels.ema_update(work.teachers, work.students, DECAY)
 
-    return Candidate(modules if work.is_module else lists, lambda: work.teachers)
+    return Candidate(modules if work.is_module else lists, lambda: work.teachers, "stateless")
+
+
+def _ema_weight_ema(work: Workload) -> Candidate:
+    ema = WeightEMA(work.student, DECAY, teacher=work.teacher, buffers="copy")
+    return Candidate(ema.update, lambda: work.teachers, "bound; counts its steps")
+
+
+def _ema_plan(work: Workload) -> Candidate:
+    """The bound table alone, as the drop-ins of mtkernels.compat use it."""
+    plan = _C.EmaPlan(work.teachers, work.students, 1, work.copied)
+    update = backend_for(work.teachers[0].device.type).ema_update_plan
+
+    def step():
+        update(plan, DECAY)
+        torch.autograd.graph.increment_version(plan.teacher)
+
+    return Candidate(step, lambda: work.teachers, "the bound table alone")
 
 
 def _ema_backend(name: str) -> Factory:
@@ -66,7 +86,7 @@ def _ema_lerp_loop(work: Workload) -> Candidate:
     return Candidate(step, lambda: work.teachers)
 
 
-def _ema_foreach(work: Workload) -> Candidate:
+def foreach_lerp(work: Workload) -> Candidate:
     split = len(work.teachers) - work.copied
     teachers, students = work.teachers[:split], work.students[:split]
     teacher_buffers, student_buffers = work.teachers[split:], work.students[split:]
@@ -84,6 +104,7 @@ def _ema_averaged_model(work: Workload) -> Candidate:
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
     averaged = AveragedModel(work.teacher, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
+    averaged.module = work.teacher  # it has made a copy
     averaged.n_averaged += 1  # the first update only copies
     return Candidate(
         lambda: averaged.update_parameters(work.student),
@@ -120,7 +141,8 @@ def _ema_torch_ema(work: Workload) -> Candidate:
     from torch_ema import ExponentialMovingAverage
 
     parameters = list(work.student.parameters())
-    ema = ExponentialMovingAverage(list(work.teacher.parameters()), decay=DECAY, use_num_updates=False)
+    ema = ExponentialMovingAverage(parameters, decay=DECAY, use_num_updates=False)
+    ema.shadow_params = work.teachers[: len(parameters)]
     return Candidate(
         lambda: ema.update(parameters),
         lambda: ema.shadow_params + [None] * work.copied,
@@ -128,9 +150,28 @@ def _ema_torch_ema(work: Workload) -> Candidate:
     )
 
 
-def _ema_timm(work: Workload) -> Candidate:
+def timm_ema(work: Workload, stochastic: bool = False) -> Candidate:
+    """stochastic: of bf16 averages; what newer versions do unless told otherwise."""
     ema = _timm_model_ema().ModelEmaV3(work.teacher, decay=DECAY, exclude_buffers=True)
+    if stochastic and not hasattr(ema, "stochastic_rounding"):
+        raise RuntimeError("this timm has no stochastic rounding")
+    ema.stochastic_rounding = stochastic
+    ema.module = work.teacher  # it has made a copy
     return Candidate(lambda: ema.update(work.student), lambda: tensors_of(ema.module), "exclude_buffers=True")
+
+
+def _ema_diffusers(work: Workload) -> Candidate:
+    from diffusers.training_utils import EMAModel
+
+    parameters = list(work.student.parameters())
+    ema = EMAModel(parameters, decay=DECAY, min_decay=DECAY, foreach=True)
+    ema.shadow_params = work.teachers[: len(parameters)]
+    ema.optimization_step = 100  # the first update only copies
+    return Candidate(
+        lambda: ema.step(parameters),
+        lambda: ema.shadow_params + [None] * work.copied,
+        "foreach=True" + ("; parameters only" if work.copied else ""),
+    )
 
 
 def _timm_model_ema():
@@ -226,11 +267,12 @@ def _backend(name: str, work: Workload):
 PEERS: dict[str, dict[str, Factory]] = {
     "ema_update": {
         "torch lerp loop": _ema_lerp_loop,
-        "torch _foreach_lerp_": _ema_foreach,
+        "torch _foreach_lerp_": foreach_lerp,
         "torch AveragedModel": _ema_averaged_model,
         "ema-pytorch": _ema_pytorch,
         "torch_ema": _ema_torch_ema,
-        "timm ModelEmaV3": _ema_timm,
+        "timm ModelEmaV3": timm_ema,
+        "diffusers EMAModel": _ema_diffusers,
     },
     "softmax_mse": {"eager torch": _loss(eager_mse), "torch.compile": _compiled(eager_mse)},
     "softmax_kl": {
@@ -246,13 +288,20 @@ def _ours(public: Factory, backend: Callable[[str], Factory]) -> dict[str, Facto
 
 
 OURS: dict[str, dict[str, Factory]] = {
-    "ema_update": _ours(_ema_mtkernels, _ema_backend),
+    "ema_update": {
+        **_ours(_ema_mtkernels, _ema_backend),
+        "mtkernels WeightEMA": _ema_weight_ema,
+        "mtkernels EmaPlan": _ema_plan,
+    },
     "softmax_mse": _ours(_loss(mtkernels.softmax_mse), partial(_loss_backend, "softmax_mse")),
     "softmax_kl": _ours(_loss(mtkernels.softmax_kl), partial(_loss_backend, "softmax_kl")),
 }
 
 
-def candidates(op: str, device: str) -> dict[str, Factory]:
-    """Ours first: on the CPU the public function alone, on a GPU also the backends by name."""
-    ours = OURS[op] if device != "cpu" else {"mtkernels": OURS[op]["mtkernels"]}
-    return {**ours, **PEERS[op]}
+def candidates(case: Case) -> dict[str, Factory]:
+    """Ours first; the backends by name on a GPU alone. A case may have candidates of its own."""
+    if case.contenders is not None:
+        return case.contenders
+    by_name = ("mtkernels native", "mtkernels triton") if case.device == "cpu" else ()
+    ours = {name: make for name, make in OURS[case.op].items() if name not in by_name}
+    return {**ours, **PEERS[case.op]}

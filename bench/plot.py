@@ -17,6 +17,9 @@ MARKERS = "osDv^PXp"
 
 
 def draw(facts: dict, rows: list[Row], path: Path) -> None:
+    rows = [
+        row for row in rows if not row.op.endswith("features")
+    ] or rows  # cases with candidates of their own
     ops = list(dict.fromkeys(row.op for row in rows))
     heights = [len({row.case for row in rows if row.op == op}) + 1.6 for op in ops]
     figure, axes = plt.subplots(
@@ -50,7 +53,7 @@ def _caption(facts: dict) -> str:
 
 
 def _ratios(axis, op: str, rows: list[Row]) -> None:
-    cases, peers = _cases(rows), [peer for peer in _peers(rows) if peer != OURS]
+    cases, peers = _cases(rows), [peer for peer in _peers(rows) if not peer.startswith(OURS)]
     found = {(row.case, row.peer): row for row in rows}
     grid = [[_ratio(found.get((case, peer))) for peer in peers] for case in cases]
     axis.imshow(grid, cmap=SPEED, norm=LogNorm(1 / 8, 8), aspect="auto")
@@ -60,7 +63,8 @@ def _ratios(axis, op: str, rows: list[Row]) -> None:
             axis.text(
                 x, y, text, ha="center", va="center", color=colour, fontsize=11 if text[0].isdigit() else 8
             )
-    axis.set_xticks(range(len(peers)), [peer.replace(" ", "\n", 1) for peer in peers], fontsize=8)
+    names = [peer.replace(" ", "\n", 1) for peer in peers]
+    axis.set_xticks(range(len(peers)), names, fontsize=8 if len(peers) < 6 else 7)
     axis.set_yticks(range(len(cases)), [_label(found.get((case, OURS)), case) for case in cases], fontsize=9)
     axis.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
     axis.set_xticks([x + 0.5 for x in range(len(peers) - 1)], minor=True)
@@ -109,7 +113,12 @@ def _times(axis, rows: list[Row], facts: dict) -> None:
     for index, peer in enumerate(peers):
         points = [(row.median, cases.index(row.case)) for row in rows if row.peer == peer and row.median]
         ours = peer.startswith(OURS)
-        style = {"s": 90, "color": "#0b3d66", "marker": "*" if peer == OURS else MARKERS[index], "zorder": 4}
+        style = {
+            "s": 90,
+            "color": "#0b3d66",
+            "marker": "*" if peer == OURS else MARKERS[index % len(MARKERS)],
+            "zorder": 4,
+        }
         if not ours:
             style = {
                 "s": 38,

@@ -1,6 +1,6 @@
 """Turns pytest-benchmark's JSON of the benches into results.md, results.csv and results.png.
 
-python bench/report.py results.json [--out bench/results/<device>/]
+python bench/report.py results.json [--out bench/results/<device>/] [--readme README.md]
 """
 
 import argparse
@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 OURS = "mtkernels"
+BOUND = "mtkernels WeightEMA"
+MANY = "500x16"  # so little in each tensor that the time is what a tensor costs
 
 
 @dataclass
@@ -32,6 +34,8 @@ class Row:
     ratio: float | None = None  # its time over mtkernels' in the same round, median over the rounds
     ratio_q1: float | None = None
     ratio_q3: float | None = None
+    ratio_bound: float | None = None  # the same over mtkernels WeightEMA's
+    tensors: int | None = None
     note: str = ""
     error: str = ""
 
@@ -43,31 +47,39 @@ def read(path: Path) -> tuple[dict, list[Row]]:
     facts["date"] = report.get("datetime", "")[:16].replace("T", " ")
     commit = report.get("commit_info") or {}
     facts["commit"] = (commit.get("id") or "unknown")[:12] + (" and changes" if commit.get("dirty") else "")
-    groups: dict[str, list[dict]] = {}
+    groups: dict[tuple[str, str], list[dict]] = {}
     for benchmark in report["benchmarks"]:
-        groups.setdefault(benchmark["group"], []).append(benchmark)
+        info = benchmark["extra_info"]
+        groups.setdefault((info["op"], info["case"]), []).append(benchmark)
     errors = facts.get("errors", [])
     rows = []
-    for group in dict.fromkeys([*groups, *(error["group"] for error in errors)]):
+    for group in dict.fromkeys([*groups, *((error["op"], error["case"]) for error in errors)]):
         members = groups.get(group, [])
-        ours = next((m["stats"]["data"] for m in members if m["extra_info"]["peer"] == OURS), None)
-        rows += [_row(member, ours, facts) for member in members]
-        op, case = group.split(" ", 1)
-        rows += [Row(op, case, e["peer"], error=e["error"]) for e in errors if e["group"] == group]
+        times = {member["extra_info"]["peer"]: member["stats"]["data"] for member in members}
+        rows += [_row(member, times, facts) for member in members]
+        rows += [Row(*group, e["peer"], error=e["error"]) for e in errors if (e["op"], e["case"]) == group]
     return facts, rows
 
 
-def _row(benchmark: dict, ours: list[float] | None, facts: dict) -> Row:
+def _row(benchmark: dict, of_group: dict[str, list[float]], facts: dict) -> Row:
     info, times = benchmark["extra_info"], benchmark["stats"]["data"]
     row = Row(info["op"], info["case"], info["peer"], note=info.get("note") or "")
     row.q1, row.median, row.q3 = _quartiles(times)
     row.rounds, row.iterations = len(times), benchmark["stats"]["iterations"]
-    row.host, row.floor_bytes = info.get("host_seconds"), info["floor_bytes"]
+    row.host, row.floor_bytes, row.tensors = (
+        info.get("host_seconds"), info["floor_bytes"], info.get("tensors"),
+    )  # fmt: skip
     if info["resident_bytes"] > 2 * facts.get("cache_bytes", 0) and facts.get("copy_bandwidth"):
         row.bandwidth_share = row.floor_bytes / row.median / facts["copy_bandwidth"]
-    if ours is not None:
-        row.ratio_q1, row.ratio, row.ratio_q3 = _quartiles([t / o for t, o in zip(times, ours, strict=True)])
+    if OURS in of_group:
+        row.ratio_q1, row.ratio, row.ratio_q3 = _ratios(times, of_group[OURS])
+    if BOUND in of_group:
+        row.ratio_bound = _ratios(times, of_group[BOUND])[1]
     return row
+
+
+def _ratios(times: list[float], ours: list[float]) -> tuple[float, float, float]:
+    return _quartiles([time / own for time, own in zip(times, ours, strict=True)])
 
 
 def _quartiles(values: list[float]) -> tuple[float, float, float]:
@@ -80,31 +92,50 @@ def markdown(facts: dict, rows: list[Row]) -> str:
     lines = [f"# Benches on {facts['device']}", "", *_about(facts), "", "![plot](results.png)", ""]
     on_gpu = facts["device_type"] == "cuda"
     for op in dict.fromkeys(row.op for row in rows):
+        found = [row for row in rows if row.op == op]
+        bound = any(row.ratio_bound is not None for row in found)
         head = ["size", "candidate", "time", *(["host time"] if on_gpu else [])]
-        head += ["bytes moved", "of copy bandwidth", "time over mtkernels'", "notes"]
-        lines += [f"## {op}", "", _line(head), _line(["---"] * len(head))]
+        head += ["bytes moved", "of copy bandwidth", "time over mtkernels'"]
+        head += [*(["over WeightEMA's"] if bound else []), "notes"]
+        lines += [f"## {op}", "", *overhead(found, on_gpu), _line(head), _line(["---"] * len(head))]
         case = None
-        for row in (row for row in rows if row.op == op):
+        for row in found:
             name = f"**{row.peer}**" if row.peer.startswith(OURS) else row.peer
-            cells = [row.case if row.case != case else "", name, *_cells(row, on_gpu)]
+            cells = [row.case if row.case != case else "", name, *_cells(row, on_gpu, bound)]
             lines.append(_line(cells))
             case = row.case
         lines.append("")
     return "\n".join(lines)
 
 
-def _cells(row: Row, on_gpu: bool) -> list[str]:
+def overhead(rows: list[Row], on_gpu: bool) -> list[str]:
+    """What each candidate costs a tensor, whatever is in it."""
+    costs = [
+        f"{row.peer} {time / row.tensors * 1e6:.2f} us"
+        for row in rows
+        if row.case == MANY and row.tensors and (time := row.host if on_gpu else row.median)
+    ]
+    what = "Host time" if on_gpu else "Time"
+    return [f"{what} for each of the {MANY.split('x')[0]} tensors of {MANY}: {', '.join(costs)}.", ""] * bool(
+        costs
+    )
+
+
+def _cells(row: Row, on_gpu: bool, bound: bool) -> list[str]:
+    columns = 4 + on_gpu + bound
     if row.error:
-        return ["no time", *([""] if on_gpu else []), "", "", "", row.error.replace("|", "\\|")]
+        return ["no time", *[""] * (columns - 1), row.error.replace("|", "\\|")]
     share = "in cache" if row.bandwidth_share is None else f"{row.bandwidth_share:.0%}"
     host = [seconds(row.host) if row.host else ""] if on_gpu else []
     ratio = "" if row.ratio is None else f"{row.ratio:.2f} ({row.ratio_q1:.2f} - {row.ratio_q3:.2f})"
+    over_bound = "" if row.ratio_bound is None else f"{row.ratio_bound:.2f}"
     return [
         seconds(row.median),
         *host,
         size(row.floor_bytes),
         share,
         "1" if row.peer == OURS else ratio,
+        *([over_bound] if bound else []),
         row.note,
     ]
 
@@ -177,6 +208,7 @@ def main() -> None:
     )
     parser.add_argument("json", type=Path, help="what --benchmark-json wrote")
     parser.add_argument("--out", type=Path, help="default: bench/results/<device>/ beside this file")
+    parser.add_argument("--readme", type=Path, help="a file whose speed tables are to show this run")
     options = parser.parse_args()
     facts, rows = read(options.json)
     out = options.out or Path(__file__).parent / "results" / slug(facts)
@@ -187,6 +219,10 @@ def main() -> None:
 
     draw(facts, rows, out / "results.png")
     print(out / "results.md", out / "results.csv", out / "results.png", sep="\n")
+    if options.readme:
+        from readme import rewrite
+
+        rewrite(options.readme, facts, rows)
 
 
 if __name__ == "__main__":
