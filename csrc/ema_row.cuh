@@ -105,7 +105,7 @@ struct RandomBits {
 
  private:
   __device__ static void draw(uint32_t* to, uint64_t group, int average, RandomKey key) {
-    const Philox bits = philox(group, average, key);
+    const auto bits = philox<uint32_t>(group, average, key);
 #pragma unroll
     for (int i = 0; i < 4; ++i) to[i] = bits.word[i];
   }

@@ -69,9 +69,11 @@ MTK_INLINE void average_in_two_parts(const Run<Dst, Src>& run, double blend_weig
   }
 }
 
+using RandomBits = uint16_t __attribute__((may_alias));  // they are written four at a time
+
 // random: 16 bits for each element.
 template <bool from_teacher, class Dst, class Src>
-MTK_INLINE void average_at_random(const Run<Dst, Src>& run, double blend_weight, const uint16_t* random) {
+MTK_INLINE void average_at_random(const Run<Dst, Src>& run, double blend_weight, const RandomBits* random) {
   const float weight = static_cast<float>(blend_weight);
   Dst* const teacher = run.teacher;
   const Src* const student = run.student;
@@ -90,18 +92,19 @@ struct Launch {
 };
 
 struct RandomBlock {
-  alignas(64) uint32_t words[(kBlock + 16) / 2];
+  alignas(64) uint64_t words[(kBlock + 16) / 4];
 
   // The bits of elements [first, first + count); gives where those of the first are.
-  MTK_INLINE const uint16_t* fill(uint64_t first, int64_t count, int average, RandomKey key) {
+  MTK_INLINE const RandomBits* fill(uint64_t first, int64_t count, int average, RandomKey key) {
     const uint64_t group = first / 8;
     const int64_t groups = static_cast<int64_t>((first + static_cast<uint64_t>(count) + 7) / 8 - group);
 #pragma omp simd
     for (int64_t i = 0; i < groups; ++i) {
-      const Philox bits = philox(group + static_cast<uint64_t>(i), average, key);
-      for (int k = 0; k < 4; ++k) words[4 * i + k] = bits.word[k];
+      const Philox<uint64_t> bits = philox<uint64_t>(group + static_cast<uint64_t>(i), average, key);
+      words[2 * i] = bits.word[0] | bits.word[1] << 32;
+      words[2 * i + 1] = bits.word[2] | bits.word[3] << 32;
     }
-    return reinterpret_cast<const uint16_t*>(words) + first % 8;
+    return reinterpret_cast<const RandomBits*>(words) + first % 8;
   }
 };
 
@@ -114,7 +117,7 @@ MTK_INLINE void average(const Run<Dst, Src>& run, double weight, const Launch& l
       RandomBlock random;
       for (int64_t start = 0; start < run.count; start += kBlock) {
         const int64_t count = std::min(kBlock, run.count - start);
-        const uint16_t* const bits =
+        const RandomBits* const bits =
             random.fill(first + static_cast<uint64_t>(start), count, k, launch.random);
         average_at_random<from_teacher, Dst, Src>({run.teacher + start, nullptr, run.student + start, count},
                                                   weight, bits);

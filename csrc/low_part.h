@@ -24,11 +24,14 @@ MTK_INLINE float joined(half_bits high, uint16_t low) {
 }
 
 MTK_INLINE void split(float x, half_bits* high, uint16_t* low) {
-  store(high, x);
-  const float rest = (x - widen(*high)) * 2048.0f;
-  half_bits rounded;
-  store(&rounded, rest);
-  *low = static_cast<uint16_t>(rest - rest == 0.0f ? rounded.bits : 0u);  // nothing beside infinity and NaN
+  half_bits rounded, rest;
+  store(&rounded, x);
+  const float missing = (x - widen(rounded)) * 2048.0f;
+  // Nothing beside infinity and NaN. By masking: GCC would make a branch of the select.
+  const uint32_t finite = -static_cast<uint32_t>(missing - missing == 0.0f);
+  store(&rest, bit_cast<float>(bit_cast<uint32_t>(missing) & finite));
+  *high = rounded;
+  *low = rest.bits;
 }
 
 }  // namespace mtk
