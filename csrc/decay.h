@@ -1,5 +1,5 @@
 // Schedules of the decay: decay(t) at step t = 1, 2, ... of an average, in double precision, the same on host
-// and device. mtkernels/decay.py has each with its source.
+// and device. mtkernels/schedules.py has each with its source.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -8,7 +8,7 @@
 
 namespace mtk {
 
-// The numbers are shared with mtkernels/decay.py and Triton's kernel.
+// The numbers are shared with mtkernels/schedules.py and Triton's kernel.
 enum class DecayKind : int32_t {
   constant = 0,       // a
   running_mean = 1,   // min(1 - 1 / (t + 1), a)

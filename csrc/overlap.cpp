@@ -1,6 +1,8 @@
 // Sweeping over the plan's memory from its lowest address up.
 #include "overlap.h"
 
+#include <pybind11/gil_safe_call_once.h>
+
 #include <algorithm>
 #include <mutex>
 #include <tuple>
@@ -136,10 +138,21 @@ std::vector<int64_t> find_twice(const Table& table, const PairLists& lists,
 // and inference tensors.
 enum Demand : unsigned { kNoGrad = 1, kNoInference = 2 };
 
+struct Modes {
+  py::object is_grad_enabled, is_inference_mode_enabled;
+};
+
 unsigned demands() {
-  const py::module_ torch = py::module_::import("torch");
-  const bool recording = py::cast<bool>(torch.attr("is_grad_enabled")());
-  const bool inference = py::cast<bool>(torch.attr("is_inference_mode_enabled")());
+  PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<Modes> storage;
+  const Modes& modes =
+      storage
+          .call_once_and_store_result([] {
+            const py::module_ torch = py::module_::import("torch");
+            return Modes{torch.attr("is_grad_enabled"), torch.attr("is_inference_mode_enabled")};
+          })
+          .get_stored();
+  const bool recording = py::cast<bool>(modes.is_grad_enabled());
+  const bool inference = py::cast<bool>(modes.is_inference_mode_enabled());
   return (recording ? kNoGrad : 0u) | (inference ? 0u : kNoInference);
 }
 

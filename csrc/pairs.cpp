@@ -94,7 +94,8 @@ struct Runs {
   }
 };
 
-// The row of elements [start, start + length), complex ones counted as two.
+// What one element of the pair is in a row: the code, and the count (a complex one counts as two, of a copy
+// the bytes count).
 Row row_of(const PairLists& lists, const Pair& pair, bool average) {
   const TensorView &teacher = pair.teachers[0], &student = pair.student;
   const bool complex = teacher.is_complex() && student.is_complex();

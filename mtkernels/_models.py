@@ -4,7 +4,7 @@ import copy
 
 from torch import Tensor, nn
 
-from mtkernels.ops.matching import WRAPPERS
+from mtkernels.ops.matching import bare_name
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -38,23 +38,13 @@ def teachers_of(model: nn.Module, count: int, teacher) -> list[nn.Module]:
     return [unwrapped(module) for module in teachers]
 
 
-def slots_of(module: nn.Module) -> list[tuple[dict, str, Tensor | nn.Module]]:
-    """Where a module and its parts hold tensors and parts: the dict, the key, and what is there."""
+def slots_of(module: nn.Module) -> list[dict[str, Tensor | nn.Module | None]]:
+    """The dicts in which a module and its parts hold tensors and parts."""
     return [
-        (holder, name, held)
-        for part in module.modules()
-        for holder in (part._parameters, part._buffers, part._modules)
-        for name, held in holder.items()
-        if held is not None
+        holder for part in module.modules() for holder in (part._parameters, part._buffers, part._modules)
     ]
 
 
 def state_names(state: dict[str, Tensor]) -> dict[str, str]:
     """Names without wrappers' prefixes -> the state's own."""
-    names = {}
-    for own in state:
-        bare = own
-        for wrapper in WRAPPERS:
-            bare = bare.replace(wrapper, "")
-        names[bare] = own
-    return names
+    return {bare_name(own): own for own in state}

@@ -5,6 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mtkernels import _C
+from mtkernels.backends import backend_for
+
 _ALIGNMENT = 64  # bytes
 
 
@@ -20,7 +23,6 @@ class Offload:
             raise NotImplementedError(
                 f"WeightEMA: device must be that of the model ({weights[0].device}) or the CPU, got {device}"
             )
-        self._weights = list(weights)
         place = weights[0].device
         # One more number at the end: found_inf travels with the weights that it is about.
         like = [*weights, torch.zeros((), device=place)]
@@ -35,18 +37,18 @@ class Offload:
         *self.received, self._found_inf = (
             _view(self._there, at, tensor) for at, tensor in zip(offsets, like, strict=True)
         )
+        with torch.no_grad():
+            self._plan = _C.EmaPlan(self._copies[:-1], list(weights))
         self._stream = torch.cuda.Stream(place) if pinned else None
         self._pending: tuple[bool, bool] | None = None  # with found_inf, with drift
 
     def send(self, found_inf: Tensor | None, drift: bool) -> None:
-        from mtkernels.ops.ema import ema_update
-
         with torch.no_grad():
             if (
                 self._stream is not None
             ):  # the last transfer has been received, but its buffer's stream is not ours
                 torch.cuda.current_stream(self._here.device).wait_stream(self._stream)
-            ema_update(self._copies[:-1], self._weights, 0.0)
+            backend_for(self._here.device.type).ema_update_plan(self._plan, 0.0)
             if found_inf is not None:
                 self._copies[-1].copy_(found_inf.reshape(()))
             if self._stream is None:

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from mtkernels import _C
+from mtkernels._ema_checks import check_settings, check_state
 from mtkernels._library import must_dispatch
 from mtkernels._models import slots_of, state_names, teachers_of, unwrapped
 from mtkernels._offload import Offload
+from mtkernels._swap import Swap, copy_all
 from mtkernels.backends import backend_for
 from mtkernels.backends.reference import join
 from mtkernels.ops.ema import Decay, EmaOptions, dispatch, ema_update
@@ -37,8 +39,9 @@ class WeightEMA:
     Args:
         model: what is averaged. Wrappers (torch.compile, DistributedDataParallel, FSDP) are seen through. Sharded by
             `fully_shard`, it needs `teacher`: built before, and sharded alike.
-        decay: a number, a 0-d tensor, one of `mtkernels.schedules`, or a function of the step (called on the host, so
-            not for CUDA graphs). A list of up to 8: as many averages, for which each weight is read once.
+        decay: a number, a 0-d tensor, one of `mtkernels.schedules`, or a function of the step, called on the host with
+            the number of the call, so not for CUDA graphs and compiled steps. A list of up to 8: as many averages, for
+            which each weight is read once.
         every, start: an update moves the average if its number is a multiple of `every`; up to number `start` it copies
             the model. Schedules count from there: t = number - start.
         buffers, include, exclude: as in `ema_update`. What does not move stays as it was at the beginning.
@@ -78,22 +81,14 @@ class WeightEMA:
         teacher: nn.Module | Sequence[nn.Module] | None = None,
         skip_nonfinite: bool = False,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"WeightEMA: model must be a torch.nn.Module, got {type(model).__name__}")
-        if rounding not in ("nearest", "stochastic", "compensated"):
-            raise ValueError(
-                f"WeightEMA: rounding must be 'nearest', 'stochastic' or 'compensated', got {rounding!r}"
-            )
-        _check_counts(every=(every, 1), start=(start, 0))
-        _check_decay(decay)
+        check_settings(model, decay, every, start, rounding, dtype, teacher)
         self.decay, self.every, self.start = decay, every, start
         self.buffers, self.include, self.exclude = buffers, include, exclude
         self.rounding, self.seed, self.skip_nonfinite = rounding, seed, skip_nonfinite
         self._model = model
         self._listed = isinstance(decay, (list, tuple))
         self._calls = 0  # of update(): what a function of the step gets
-        self._swapped: int | None = None  # which average the model holds
-        self._backup: list[Tensor] = []
+        self._swap: tuple[int, Swap] | None = None  # the average that the model holds
         self.averages = teachers_of(unwrapped(model), len(decay) if self._listed else 1, teacher)
         for average in self.averages:
             average.requires_grad_(False).to(device=device, dtype=dtype)
@@ -120,20 +115,22 @@ class WeightEMA:
             raise TypeError(
                 f"WeightEMA.update: found_inf must be a torch.Tensor, got {type(found_inf).__name__}"
             )
-        if self._swapped is not None:
-            raise RuntimeError("WeightEMA.update: the model must hold its own weights, got swapped ones")
-        if self._plan is None or not (torch.compiler.is_compiling() or self._slots.same()):
-            self._bind()  # a module holds another tensor, or part, than it did
-        if torch.compiler.is_compiling() or must_dispatch(self._pairs.teachers[0]):
-            dispatch(self._pairs, self._decay(), self._options(found_inf, drift))
-            return self._drift if drift else None
-        if self._offload is not None:
+        self._must_be_home("update")
+        compiling = torch.compiler.is_compiling()
+        if self._plan is None or not (compiling or self._slots.same()):
             self.flush()
+            self._bind()  # a module holds another tensor, or part, than it did
+        self.flush()
+        if not compiling:
+            self._calls += 1
+        if compiling or must_dispatch(self._pairs.teachers[0]):
+            dispatch(self._pairs, self._decay(), self._options(found_inf, drift))
+        elif self._offload is None:
+            self._run(found_inf, drift)
+        else:
             self._offload.send(found_inf, drift)
             if drift:
                 self.flush()
-            return self._drift if drift else None
-        self._run(found_inf, drift)
         return self._drift if drift else None
 
     def flush(self) -> None:
@@ -164,30 +161,27 @@ class WeightEMA:
     def swap_(self, average: int = 0) -> None:
         """Swaps the weights of model and average, where they lie: a compiled or captured model sees it. Again: back.
 
-        In one launch; tensors whose dtype or place differs go through a copy of the model's, kept from then on.
+        In one launch; tensors whose dtype, device or memory format differs go through a copy of the model's. What
+        include and exclude leave out stays. Until it is swapped back the model must stay as it is.
         """
-        if not 0 <= average < len(self._averages):
-            raise ValueError(
-                f"WeightEMA.swap_: average must be 0 to {len(self._averages) - 1}, got {average}"
-            )
-        if self._swapped not in (None, average):
-            raise RuntimeError(
-                f"WeightEMA.swap_: average must be the one swapped in before ({self._swapped}), got {average}"
-            )
-        pairs = self._all_pairs(self.averages[average])
-        same = [at for at, (to, source) in enumerate(zip(*pairs[:2], strict=True)) if _alike(to, source)]
-        others = sorted(set(range(len(pairs.teachers))) - set(same))
-        with torch.no_grad():
-            if same:
-                teachers, students = [pairs.teachers[at] for at in same], [pairs.students[at] for at in same]
-                backend_for(teachers[0].device.type).swap_(teachers, students)
-                torch.autograd.graph.increment_version([*teachers, *students])
-            self._exchange([pairs.teachers[at] for at in others], [pairs.students[at] for at in others])
-        self._swapped = average if self._swapped is None else None
+        self._check_average("swap_", average)
+        if self._swap is not None:
+            held, swap = self._swap
+            if held != average:
+                raise RuntimeError(
+                    f"WeightEMA.swap_: average must be the one swapped in before ({held}), got {average}"
+                )
+            swap.leave()
+            self._swap = None
+            return
+        swap = Swap(self._whole(average))
+        swap.enter()
+        self._swap = average, swap
 
     @contextmanager
     def swapped(self, average: int = 0) -> Iterator[nn.Module]:
         """`with ema.swapped() as model:` the model with the average's weights; its own come back afterwards."""
+        self._must_be_home("swapped")
         self.swap_(average)
         try:
             yield self._model
@@ -195,59 +189,66 @@ class WeightEMA:
             self.swap_(average)
 
     def copy_to(self, model: nn.Module | None = None, average: int = 0) -> None:
-        """Copies the average, parameters and buffers, to a model like it; None: to its own."""
-        pairs = self._all_pairs(self.averages[average], self._model if model is None else model)
-        with torch.no_grad():
-            for to, source in zip(pairs.students, pairs.teachers, strict=True):
-                to.copy_(source)
+        """Copies the average, parameters and buffers, to a model like it; None: to its own. Not what is excluded."""
+        self._must_be_home("copy_to")
+        self._check_average("copy_to", average)
+        pairs = self._whole(average, model)
+        for name, to, source in zip(pairs.names, pairs.students, pairs.teachers, strict=True):
+            if to.shape != source.shape:
+                raise ValueError(
+                    f"WeightEMA.copy_to: {name!r} of model must have the shape of its average {list(source.shape)}, "
+                    f"got {list(to.shape)}"
+                )
+        copy_all(pairs.students, pairs.teachers)
 
     # ---- keeping
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps and averages, for torch.save or safetensors. Compensated weights are in it in float32, both parts."""
-        if self._swapped is not None:
-            raise RuntimeError("WeightEMA.state_dict: the average must be in its place, got swapped weights")
+        """Steps and averages, for torch.save. Compensated weights are in it in float32, both parts."""
+        self._must_be_home("state_dict")
         states = [average.state_dict() for average in self.averages]
         for state, low in zip(states, self._low, strict=True):
-            for name, high in state_names(state).items():
+            for name, own in state_names(state).items():
                 if low.get(name) is not None:
-                    state[high] = join(state[high], low[name])
+                    state[own] = _joined(state[own], low[name])
         return {"step": int(self.step), "averages": states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what state_dict gave: also one of another dtype, device or memory format."""
-        if len(state["averages"]) != len(self.averages):
-            raise ValueError(
-                f"WeightEMA.load_state_dict: state must hold {len(self.averages)} averages, "
-                f"got {len(state['averages'])}"
-            )
-        for average, saved in zip(self.averages, state["averages"], strict=True):
+        self._must_be_home("load_state_dict")
+        check_state(state, self.averages)
+        for average, low, saved in zip(self.averages, self._low, state["averages"], strict=True):
             average.load_state_dict(saved)
-        for low, average, saved in zip(self._low, self.averages, state["averages"], strict=True):
             tensors = {name: tensor for part in named_tensors(average) for name, tensor in part.items()}
             found = state_names(saved)
             for name, part in low.items():
-                exact = torch.empty_like(tensors[name], dtype=torch.float32).copy_(saved[found[name]])
-                ema_update([tensors[name]], [exact], 0.0, low=[part])
+                part.zero_()
+                if name in found:
+                    exact = torch.empty_like(tensors[name], dtype=torch.float32).copy_(saved[found[name]])
+                    ema_update([tensors[name]], [exact], 0.0, low=[part])
         self.step.fill_(state["step"])
         self._calls = int(state["step"])
 
     def to(self, device: torch.device | str) -> "WeightEMA":
         """Moves the average, as module.to does."""
-        for average, low in zip(self.averages, self._low, strict=True):
+        self._must_be_home("to")
+        for average in self.averages:
             average.to(device)
-            low.update({name: part.to(device) for name, part in low.items()})
+        self._low = [{name: part.to(device) for name, part in low.items()} for low in self._low]
         self.step = self.step.to(device)
         self._bind()
         return self
 
     def __getstate__(self) -> dict[str, Any]:
+        self._must_be_home("copy")
         self.flush()
         return {name: value for name, value in self.__dict__.items() if name not in _DERIVED}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._plan = self._offload = None  # bound at the first use: a model that holds its average is not there yet
+        self._plan = self._offload = (
+            None  # bound at the first use: a model that holds its average is not there yet
+        )
 
     def __repr__(self) -> str:
         return f"WeightEMA({type(self.module).__name__}, decay={self.decay}, step={int(self.step)})"
@@ -293,18 +294,24 @@ class WeightEMA:
         for k, low in enumerate(known):
             for at in range(count - pairs.copied):
                 name, tensor = pairs.names[at], pairs.teachers[k * count + at]
-                if name not in low and tensor.dtype in _HALVES:
+                if tensor.dtype not in _HALVES:
+                    low.pop(name, None)
+                elif name not in low or not _fits(low[name], tensor):
                     low[name] = torch.zeros_like(tensor, dtype=torch.int16)
         return known
 
     def _decay(self) -> Decay | list[Decay]:
-        one = self._evaluated(self.decay) if not self._listed else [self._evaluated(d) for d in self.decay]
-        return one
+        return [self._evaluated(one) for one in self.decay] if self._listed else self._evaluated(self.decay)
 
     def _evaluated(self, decay: Any) -> Decay:
         if isinstance(decay, (Real, Tensor, Schedule)):
             return decay
-        step = self._calls + 1 - self.start
+        if torch.compiler.is_compiling():
+            raise RuntimeError(
+                "WeightEMA.update: decay must be a number, a tensor or a schedule in a compiled step (a function "
+                "would be called once, for all), got a function"
+            )
+        step = self._calls - self.start
         return decay(step) if step > 0 else 0.0
 
     def _options(self, found_inf: Tensor | None, drift: bool) -> EmaOptions:
@@ -345,52 +352,37 @@ class WeightEMA:
         device = self._pairs.teachers[0].device.type
         backend_for(device).ema_update_plan(self._plan, self._decay(), options)
         torch.autograd.graph.increment_version(self._plan.teacher)
-        self._calls += 1
 
-    def _all_pairs(self, average: nn.Module, model: nn.Module | None = None) -> Pairs:
-        """All tensors of an average and of the model, whatever of them moves; DTensors by their local shards."""
-        pairs = matched_averages([average], unwrapped(model or self._model), "average", None, None)
+    def _whole(self, average: int, model: nn.Module | None = None) -> Pairs:
+        """The tensors of an average and of a model that include and exclude choose, buffers kept apart too."""
+        pairs = match(
+            self.averages[average], unwrapped(model or self._model), "average", self.include, self.exclude
+        )
         return local_shards(pairs) or pairs
 
-    def _exchange(self, teachers: list[Tensor], students: list[Tensor]) -> None:
-        """The swap of tensors that cannot hold each other's values: through a copy of the model's."""
-        if self._swapped is not None:
-            for to, kept in zip(students, self._backup, strict=True):
-                to.copy_(kept)
-            return
-        if not self._backup:
-            self._backup = [torch.empty_like(student) for student in students]
-        for kept, to, source in zip(self._backup, students, teachers, strict=True):
-            kept.copy_(to)
-            to.copy_(source)
+    def _must_be_home(self, method: str) -> None:
+        if self._swap is not None:
+            raise RuntimeError(f"WeightEMA.{method}: the model must hold its own weights, got swapped ones")
+
+    def _check_average(self, method: str, average: int) -> None:
+        if not isinstance(average, int) or not 0 <= average < len(self._averages):
+            raise ValueError(
+                f"WeightEMA.{method}: average must be 0 to {len(self._averages) - 1}, got {average!r}"
+            )
 
 
-def _check_counts(**counts: tuple[int, int]) -> None:
-    for name, (value, least) in counts.items():
-        if not isinstance(value, int):
-            raise TypeError(f"WeightEMA: {name} must be an int, got {type(value).__name__}")
-        if value < least:
-            raise ValueError(f"WeightEMA: {name} must be at least {least}, got {value}")
+_DERIVED = ("_plan", "_pairs", "_flat_low", "_slots", "_offload", "_plain")
 
 
-def _check_decay(decay: Any) -> None:
-    if isinstance(decay, (list, tuple)):
-        if not 1 <= len(decay) <= 8:
-            raise ValueError(f"WeightEMA: decay must be one, or a list of 1 to 8, got {len(decay)}")
-        for one in decay:
-            _check_decay(one)
-    elif isinstance(decay, Real):
-        if not 0 <= decay <= 1:
-            raise ValueError(f"WeightEMA: decay must be between 0 and 1, got {decay}")
-    elif not (isinstance(decay, Tensor) or callable(decay)):
-        raise TypeError(
-            "WeightEMA: decay must be a number, a tensor, a schedule or a function of the step, "
-            f"got {type(decay).__name__}"
-        )
+def _fits(low: Tensor, tensor: Tensor) -> bool:
+    return low.shape == tensor.shape and low.stride() == tensor.stride() and low.device == tensor.device
 
 
-_DERIVED = ("_plan", "_pairs", "_flat_low", "_slots", "_offload", "_plain", "_backup")
-
-
-def _alike(to: Tensor, source: Tensor) -> bool:
-    return to.dtype == source.dtype and to.device == source.device and to.stride() == source.stride()
+def _joined(high: Tensor, low: Tensor) -> Tensor:
+    """Both parts as fp32; of a DTensor by its local shards."""
+    if not isinstance(high, Tensor) or not hasattr(high, "to_local"):
+        return join(high, low)
+    local = join(high.to_local(), low)
+    return type(high).from_local(
+        local, high.device_mesh, high.placements, run_check=False, shape=high.shape, stride=high.stride()
+    )

@@ -48,6 +48,7 @@ class NoNumber:
 
 
 NUMBER = "be a number, a torch.Tensor or a schedule"
+SKIP = {"skip_nonfinite": True}
 COUNTER = "be an int or a 0-d int64 tensor"
 CASES = {
     # ---- the tensors
@@ -154,6 +155,31 @@ CASES = {
         ValueError,
         "teacher must be a list of one teacher for each of 1 decays, got Linear",
     ),
+    "function without step": (
+        lambda: (([ones()], [zeros()], lambda step: 0.9), {}),
+        TypeError,
+        "step must be an int where decay is a function, got NoneType",
+    ),
+    "function with a step in memory": (
+        several(two, two, decay=(0.9, lambda step: 0.9), step=counter()),
+        TypeError,
+        "step must be an int where decay is a function, got Tensor",
+    ),
+    "function at step 0": (
+        lambda: (([ones()], [zeros()], lambda step: 1 / step), {"step": 0}),
+        ValueError,
+        "step must be at least 1 where decay is a function, got 0",
+    ),
+    "function of too large a value": (
+        lambda: (([ones()], [zeros()], lambda step: 1.0 + step), {"step": 1}),
+        ValueError,
+        "decay must be between 0 and 1, got 2.0",
+    ),
+    "function of no number": (
+        lambda: (([ones()], [zeros()], lambda step: "0.9"), {"step": 1}),
+        TypeError,
+        f"decay must {NUMBER}, got str",
+    ),
     "second decay": (several(two, two, decay=(0.9, 1.5)), ValueError, "decay[1] must be between 0 and 1, got 1.5"),
     "second decay NaN": (
         several(two, two, decay=(0.9, torch.tensor(torch.nan))),
@@ -236,6 +262,32 @@ CASES = {
         TypeError,
         "found_inf must be a float32 tensor, got bool",
     ),
+    "found_inf of two beside skip_nonfinite": (
+        lone(found_inf=zeros(2), skip_nonfinite=True),
+        ValueError,
+        "found_inf must hold one number, got shape [2]",
+    ),
+    "student beside skip_nonfinite": (
+        lambda: (({"a": ones(), "b": ones()}, {"a": zeros(), "b": torch.zeros(4).to_sparse()}, 0.9), SKIP),
+        TypeError,
+        "student[1] ('b') must be a dense tensor in memory, "
+        "got layout torch.sparse_coo, dtype torch.float32 on cpu",
+    ),
+    "no tensor beside skip_nonfinite": (
+        lambda: (([ones()], [3], 0.9), SKIP),
+        TypeError,
+        "student[0] must be a torch.Tensor, got int",
+    ),
+    "student beside skip_nonfinite on another device": (
+        lambda: (([ones(), ones()], [zeros(), torch.zeros(4, device="meta")], 0.9), SKIP),
+        TypeError,
+        "student[1] must be a dense tensor in memory, got layout torch.strided, dtype torch.float32 on meta",
+    ),
+    "no students beside skip_nonfinite": (
+        lambda: (([ones()], [], 0.9), SKIP),
+        ValueError,
+        "student must have as many tensors as teacher (1), got 0",
+    ),
     "drift of float32": (lone(drift=zeros(1)), TypeError, "drift must be float64, got torch.float32"),
     "drift of two for one": (
         lone(drift=zeros(2).double()),
@@ -252,11 +304,32 @@ CASES = {
         ValueError,
         "drift must be a vector of 2, contiguous, got shape [2], strides [0]",
     ),
+    # ---- lists
+    "a set": (
+        lambda: (([ones()], {zeros()}, 0.9), {}),
+        TypeError,
+        "student must be a module, a mapping or a sequence of tensors, as teacher is, got set",
+    ),
+    "a generator beside a module": (
+        lambda: ((nn.Linear(1, 1), nn.Linear(1, 1).parameters(), 0.9), {}),
+        TypeError,
+        "teacher must be a module, a mapping or a sequence of tensors, as student is, got Linear",
+    ),
     # ---- include, exclude
     "nothing included": (
-        lambda: (({"a": ones()}, {"a": zeros()}, 0.9), {"include": "b*"}),
+        lambda: (({"a": ones()}, {"a": zeros()}, 0.9), {"include": "a*", "exclude": "a"}),
         ValueError,
-        "include and exclude must leave at least one tensor of 1, got include='b*', exclude=None",
+        "include and exclude must leave at least one tensor of 1, got include='a*', exclude='a'",
+    ),
+    "a pattern of no name": (
+        lambda: (({"a": ones()}, {"a": zeros()}, 0.9), {"include": ["a", "b*"]}),
+        ValueError,
+        "include must match at least one tensor, got 'b*'",
+    ),
+    "a pattern of no name to exclude": (
+        lambda: ((nn.Linear(1, 1), nn.Linear(1, 1), 0.9), {"exclude": "bakbone.*"}),
+        ValueError,
+        "exclude must match at least one tensor, got 'bakbone.*'",
     ),
     "all excluded": (
         lambda: (({"a": ones()}, {"a": zeros()}, 0.9), {"exclude": ["*"]}),

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 import mtkernels
+from mtkernels._models import state_names
+from mtkernels.ops.matching import named_tensors
 
 
 def network():
@@ -129,6 +131,73 @@ def test_a_sequence_may_make_its_tensors_on_the_way():
     mtkernels.ema_update(teacher, Lazy(), 0.5)
     for index, tensor in enumerate(teacher):
         assert torch.equal(tensor, torch.full_like(tensor, index / 2))
+
+
+def test_generators(pair):
+    teacher, student = pair
+    expected = copy.deepcopy(teacher)
+    mtkernels.ema_update(list(expected.parameters()), list(student.parameters()), 0.75)
+    several = [copy.deepcopy(teacher) for _ in range(2)]
+    mtkernels.ema_update([t.parameters() for t in several], student.parameters(), [0.75, 0.75])
+    compiled = copy.deepcopy(teacher)
+    mtkernels.ema_update(teacher.parameters(), student.parameters(), 0.75)
+    torch.compile(
+        lambda: mtkernels.ema_update(compiled.parameters(), student.parameters(), 0.75),
+        fullgraph=True,
+        backend="eager",
+    )()
+    for module in (teacher, compiled, *several):
+        for ours, theirs in zip(module.parameters(), expected.parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_names_that_look_like_a_wrapper():
+    def look_alike():
+        return nn.ModuleDict({name: nn.Linear(2, 2) for name in ("a_orig_mod", "a", "_orig_modest")})
+
+    student, teacher = look_alike(), frozen(look_alike())
+    names = [name for name, _ in student.named_parameters()]
+    assert list(named_tensors(student)[0]) == names
+    assert list(state_names(student.state_dict())) == names
+    student["a"] = torch.compile(student["a"])
+    wrapped = torch.compile(student)
+    assert set(named_tensors(wrapped)[0]) == set(names) == set(state_names(wrapped.state_dict()))
+    expected = {name: tensor / 2 for name, tensor in named_tensors(student)[0].items()}
+    before = {name: tensor / 2 for name, tensor in teacher.named_parameters()}
+    mtkernels.ema_update(teacher, wrapped, 0.5)
+    for name, tensor in teacher.named_parameters():
+        torch.testing.assert_close(tensor, (before[name] + expected[name]).detach())
+
+
+def test_patterns_and_wrappers_are_traced():
+    student = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    teacher = frozen(copy.deepcopy(student))
+    with torch.no_grad():
+        for tensor in student.parameters():
+            tensor.add_(1)
+    expected = copy.deepcopy(teacher)
+    bias = student[0].bias.detach() - 1
+    options = {"include": ["0.*", "1.running_*"], "exclude": "*.bias", "buffers": "keep"}
+    mtkernels.ema_update(expected, student, lambda step: 1 / (1 + step), step=3, **options)
+    student[0] = torch.compile(student[0])
+
+    def update():
+        mtkernels.ema_update(teacher, student, lambda step: 1 / (1 + step), step=3, **options)
+
+    torch.compile(update, fullgraph=True, backend="eager")()
+    torch.testing.assert_close(teacher.state_dict(), expected.state_dict())
+    assert not torch.equal(teacher[0].weight, student[0].weight)
+    torch.testing.assert_close(teacher[0].bias, bias)
+
+
+def test_decay_may_be_a_function_of_the_step():
+    for step, decay in ((1, 0.5), (3, 0.25), (np.int64(3), 0.25)):
+        teacher = [torch.zeros(4)]
+        mtkernels.ema_update(teacher, [torch.ones(4)], lambda t: 1 / (1 + t), step=step)
+        assert torch.equal(teacher[0], torch.full((4,), 1 - decay))
+    teachers = [[torch.zeros(4)], [torch.zeros(4)]]
+    mtkernels.ema_update(teachers, [torch.ones(4)], [lambda t: 1 / (1 + t), 0.75], step=3)
+    assert [t[0][0].item() for t in teachers] == [0.75, 0.25]
 
 
 def test_decay_may_be_any_real_number():

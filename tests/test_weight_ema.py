@@ -6,6 +6,7 @@ import pytest
 import torch
 from ema_helpers import assert_equal, network, run_ahead, train, weights
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import mtkernels
 from mtkernels import WeightEMA, schedules
@@ -234,6 +235,25 @@ REFUSED = {
         ValueError,
         "teacher must be one for each of 2 decays, got 1",
     ),
+    "teacher": (
+        network,
+        {"teacher": 3},
+        TypeError,
+        "teacher must be a torch.nn.Module, a list of them or None, got int",
+    ),
+    "dtype": (network, {"dtype": "float32"}, TypeError, "dtype must be a torch.dtype or None, got str"),
+    "dtype of integers": (
+        network,
+        {"dtype": torch.int32},
+        ValueError,
+        "dtype must be a floating one, got torch.int32",
+    ),
+    "complex weights as real ones": (
+        lambda: nn.Linear(2, 2, dtype=torch.complex64),
+        {"dtype": torch.float32},
+        ValueError,
+        "dtype must be None for a model with complex weights ('weight'), got torch.float32",
+    ),
     "decay": (network, {"decay": 1.5}, ValueError, "decay must be between 0 and 1, got 1.5"),
     "no decay": (network, {"decay": []}, ValueError, "decay must be one, or a list of 1 to 8, got 0"),
     "decay of no kind": (
@@ -256,6 +276,33 @@ def test_refusals(case):
     assert str(caught.value) == f"WeightEMA: {message}"
 
 
+def test_a_function_of_the_step():
+    """Called with the number of the update, under a dispatch mode too; refused where one call would be for all."""
+    model = network()
+    seen = []
+    ema = WeightEMA(model, [0.5, lambda step: seen.append(step) or 0.5], start=1)
+    for _ in range(2):
+        ema.update()
+    with FlopCounterMode(display=False):
+        ema.update()
+    assert seen == [1, 2]
+    torch.compile(ema.update, backend="eager")()  # leaves the graph: as eager
+    assert seen == [1, 2, 3]
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match="decay must be a number, a tensor or a schedule in a compiled step"):
+        torch.compile(ema.update, backend="eager", fullgraph=True)()
+
+
+def test_offloaded_updates_are_not_lost_where_a_layer_is_replaced():
+    model = network()
+    ema = WeightEMA(model, 0.5)
+    ema._offload = Offload(list(ema._pairs.students), torch.device("cpu"))
+    ema.update()
+    model[4] = nn.Linear(128, 4)
+    ema.update()
+    assert ema.module is not None and ema.step == 2
+
+
 def test_refusals_of_what_does_not_match():
     model = network()
     with pytest.raises(
@@ -266,9 +313,7 @@ def test_refusals_of_what_does_not_match():
         ValueError, match="student must have the parameters of its teacher, got none named 'weight'"
     ):
         WeightEMA(model, teacher=nn.Linear(2, 2))
-    with pytest.raises(
-        ValueError, match="include and exclude must leave at least one tensor of 9, got include='x"
-    ):
+    with pytest.raises(ValueError, match="include must match at least one tensor, got 'x"):
         WeightEMA(model, include="x.*")
     ema = WeightEMA(model)
     with pytest.raises(TypeError, match=r"update: found_inf must be a torch.Tensor, got bool"):

@@ -47,7 +47,7 @@ class Bound:
         with torch.no_grad():
             self._plan = _C.EmaPlan(pairs.teachers, students, 1, pairs.copied, pairs.names)
         self._modules, self._key = modules, copy.deepcopy(key)
-        self._slots = _C.Slots([slot for module in modules for slot in slots_of(module)])
+        self._slots = _C.Slots([holder for module in modules for holder in slots_of(module)])
 
     @torch.no_grad()
     def update(self, decay: float, options: EmaOptions | None = None) -> None:

@@ -154,8 +154,10 @@ class EmaCallback(TrainerCallback):
     def _unswapped(self) -> Iterator[None]:
         swapped = self._swapped
         self._swap(False)
-        yield
-        self._swap(swapped)
+        try:
+            yield
+        finally:
+            self._swap(swapped)
 
     def _remove_hook(self) -> None:
         if self._hook is not None:

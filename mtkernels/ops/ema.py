@@ -1,11 +1,13 @@
 """ema_update: the weight average of teacher-student training, over all tensors of a model in one launch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from mtkernels import _C
 from mtkernels._library import define, must_dispatch
 from mtkernels.backends import backend_for
 from mtkernels.ops.matching import Names, Pairs, Tensors, local_shards, match, matched_averages
@@ -31,7 +33,7 @@ class EmaOptions(NamedTuple):
 def ema_update(
     teacher: Tensors | Sequence[Tensors],
     student: Tensors,
-    decay: Decay | Sequence[Decay],
+    decay: Decay | Callable[[int], float] | Sequence[Decay | Callable[[int], float]],
     *,
     step: int | Tensor | None = None,
     buffers: Literal["average", "copy", "keep"] = "average",
@@ -49,21 +51,21 @@ def ema_update(
     teacher <- decay * teacher + (1 - decay) * student
 
     Args:
-        teacher, student: two modules (matched by name), two mappings of tensors (by key) or two sequences (by
-            position). Each pair has one shape, memory format and device. Floating dtypes (float16, bfloat16, float32,
-            float64, and complex) may differ within a pair: the average is computed in float32, or float64 where
-            either is, and rounded once. Integer and bool tensors are copied. Tied weights are averaged once. DTensors
-            are averaged shard by shard, without communication.
+        teacher, student: two modules (matched by name), two mappings of tensors (by key) or two sequences or
+            generators (by position). Each pair has one shape, memory format and device. Floating dtypes (float16,
+            bfloat16, float32, float64, and complex) may differ within a pair: the average is computed in float32, or
+            float64 where either is, and rounded once. Integer and bool tensors are copied. Tied weights are averaged
+            once. DTensors are averaged shard by shard, without communication.
         decay: between 0 (copy the student) and 1 (keep the teacher), without unit; a number, a 0-d float32 or float64
-            tensor, or one of `mtkernels.schedules`. A tensor on the weights' device is read by the kernel, without a
-            sync, also in a captured graph. A list of up to 8: as many averages, and `teacher` is a list of as many;
-            each student weight is read once for all.
+            tensor, one of `mtkernels.schedules`, or a function of the step (an int then). A tensor on the weights'
+            device is read by the kernel, without a sync, also in a captured graph. A list of up to 8: as many
+            averages, and `teacher` is a list of as many; each student weight is read once for all.
         step: the schedule's argument, from 1 on: an int, or a 0-d int64 tensor on the weights' device, which the kernel
             reads. 'stochastic' needs it too: each step has random numbers of its own.
         buffers: for modules, what happens to floating buffers (batch-norm statistics): averaged, copied, or kept as the
             teacher's own. Integer and bool buffers (counters, indices) are copied in every case.
         include, exclude: for modules and mappings, the names that move: patterns such as "head.*", or a function of the
-            name that tells. Others stay as they are.
+            name that tells. Others stay as they are. A pattern that matches no name is refused.
         rounding: of bf16 and fp16 averages: 'stochastic' rounds up or down with the probability of what is cut off, so
             that steps smaller than a unit in the last place count (to nearest, they are lost). Philox, by `seed`,
             step and element: the same bits on every backend.
@@ -78,13 +80,15 @@ def ema_update(
             averaged pairs (their local shards), after the update, from the same launch. Unchanged where the update is
             skipped.
 
-    As torch's own in-place functions it refuses teachers that require grad while autograd records.
+    As torch's own in-place functions it refuses teachers that require grad while autograd records; of lists that were
+    accepted before, the first tensor of each average alone is asked.
 
     Raises:
         TypeError, ValueError, NotImplementedError: naming the tensor, before anything is written.
 
     Source: Tarvainen and Valpola, "Mean teachers are better role models" (2017), eq. 2.
     """
+    decay = _evaluated(decay, step)
     if isinstance(decay, (list, tuple)):
         teacher = _several(teacher, decay)
         pairs = matched_averages(teacher, student, buffers, include, exclude)
@@ -94,12 +98,12 @@ def ema_update(
         return
     options = None
     if not (step is low is found_inf is drift is None and rounding == "nearest" and not skip_nonfinite):
-        if skip_nonfinite:
-            found_inf = nonfinite(pairs.students, found_inf)
         averages = len(decay) if isinstance(decay, (list, tuple)) else 1
         options = EmaOptions(
             step, _low_list(low, pairs, averages), _is_stochastic(rounding), seed, found_inf, drift
         )
+        if skip_nonfinite:
+            options = options._replace(found_inf=_skipping(pairs, decay, options))
     if pairs.teachers and must_dispatch(pairs.teachers[0]):
         dispatch(pairs, decay, options)
         return
@@ -148,9 +152,7 @@ def nonfinite(tensors: Sequence[Tensor], found_inf: Tensor | None = None) -> Ten
             "ema_update: skip_nonfinite must be False for DTensors (ranks would disagree: reduce a found_inf over "
             "them), got True"
         )
-    if found_inf is not None and not (isinstance(found_inf, Tensor) and found_inf.dtype == torch.float32):
-        got = found_inf.dtype if isinstance(found_inf, Tensor) else type(found_inf).__name__
-        raise TypeError(f"ema_update: found_inf must be a float32 tensor, got {got}")
+    found_inf = checked_found_inf(found_inf)
     device = tensors[0].device if tensors and isinstance(tensors[0], Tensor) else torch.device("cpu")
     found = torch.zeros((), device=device) if found_inf is None else found_inf.clone()
     if not tensors:
@@ -162,7 +164,47 @@ def nonfinite(tensors: Sequence[Tensor], found_inf: Tensor | None = None) -> Ten
     return found
 
 
+def checked_found_inf(found_inf: Tensor | None, op: str = "ema_update") -> Tensor | None:
+    """found_inf, which is None or one float32."""
+    if found_inf is None:
+        return None
+    if not (isinstance(found_inf, Tensor) and found_inf.dtype == torch.float32):
+        got = found_inf.dtype if isinstance(found_inf, Tensor) else type(found_inf).__name__
+        raise TypeError(f"{op}: found_inf must be a float32 tensor, got {got}")
+    if found_inf.numel() != 1:
+        raise ValueError(f"{op}: found_inf must hold one number, got shape {list(found_inf.shape)}")
+    return found_inf
+
+
+def _skipping(pairs: Pairs, decay, options: EmaOptions) -> Tensor:
+    """The flag of skip_nonfinite. What cannot be looked at is refused as the update itself would."""
+    found_inf = checked_found_inf(options.found_inf)
+    tensors = pairs.students
+    if not tensors or must_dispatch(tensors[0]) or any(hasattr(tensor, "to_local") for tensor in tensors):
+        return nonfinite(tensors, found_inf)
+    try:
+        return nonfinite(tensors, found_inf)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        refused = error
+    _C.ema_rows(*pairs[:2], decay, pairs.copied, pairs.names, options, 1)
+    raise refused
+
+
 _LIVE = (9.0, 0.0, 0.0, 0.0, 0.0)  # csrc/decay.h: a decay in memory
+
+
+def _evaluated(decay, step):
+    """A function of the step by its value there; other decays as they are."""
+    if isinstance(decay, (list, tuple)):
+        return [_evaluated(one, step) for one in decay]
+    if not callable(decay) or isinstance(decay, Schedule):
+        return decay
+    if not isinstance(step, Integral):
+        got = type(step).__name__
+        raise TypeError(f"ema_update: step must be an int where decay is a function, got {got}")
+    if step < 1:
+        raise ValueError(f"ema_update: step must be at least 1 where decay is a function, got {step}")
+    return decay(step)
 
 
 def _kernel(decay: float | Schedule) -> tuple[float, ...]:

@@ -1,17 +1,17 @@
 """Which student tensor belongs to which teacher tensor: modules by name, mappings by key, sequences by position."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-Tensors = nn.Module | Mapping[str, Tensor] | Sequence[Tensor]
+Tensors = nn.Module | Mapping[str, Tensor] | Iterable[Tensor]
 Names = str | Sequence[str] | Callable[[str], bool] | None
 
 # What wrappers put into the names of the model that they wrap: torch.compile, FSDP, activation checkpointing.
-WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
 class Pairs(NamedTuple):
@@ -28,7 +28,8 @@ def match(
     if buffers not in ("average", "copy", "keep"):
         raise ValueError(f"ema_update: buffers must be 'average', 'copy' or 'keep', got {buffers!r}")
     if isinstance(teacher, nn.Module) and isinstance(student, nn.Module):
-        return _chosen(_module_pairs(teacher, student, buffers), include, exclude)
+        pairs, names = _module_pairs(teacher, student, buffers)
+        return _chosen(pairs, names, include, exclude)
     if buffers != "average":
         raise ValueError(
             f"ema_update: buffers must be 'average' where teacher is no module (a {type(teacher).__name__} does not "
@@ -37,9 +38,9 @@ def match(
     if isinstance(teacher, Mapping) and isinstance(student, Mapping):
         names = _same_names(teacher, student, "tensors")
         pairs = Pairs([teacher[name] for name in names], [student[name] for name in names], 0, names)
-        return _chosen(pairs, include, exclude)
+        return _chosen(pairs, names, include, exclude)
     for argument, value in (("teacher", teacher), ("student", student)):
-        if isinstance(value, (nn.Module, Mapping, Tensor, str)) or not isinstance(value, Sequence):
+        if not _is_list(value):
             other = "student" if argument == "teacher" else "teacher"
             raise TypeError(
                 f"ema_update: {argument} must be a module, a mapping or a sequence of tensors, as {other} is, "
@@ -57,6 +58,7 @@ def matched_averages(
     teachers: Sequence[Tensors], student: Tensors, buffers: str, include: Names, exclude: Names
 ) -> Pairs:
     """Several teachers of one student: all tensors of the first, then all of the second ..."""
+    student = _listed(student) if _is_list(student) else student
     pairs = [match(teacher, student, buffers, include, exclude) for teacher in teachers]
     first = pairs[0]
     for index, other in enumerate(pairs):
@@ -112,15 +114,23 @@ def _sharding(tensor: Tensor) -> str:
     return f"{tensor.placements} on {tensor.device_mesh}"
 
 
-def _listed(tensors: Sequence[Tensor]) -> list[Tensor] | tuple[Tensor, ...]:
-    """Read once: a sequence may make its tensors on the way."""
+def _is_list(value) -> bool:
+    """Tensors in an order: a sequence, a generator such as module.parameters(), the values of a dict."""
+    return isinstance(value, Iterable) and not isinstance(
+        value, (nn.Module, Mapping, Tensor, str, bytes, Set)
+    )
+
+
+def _listed(tensors: Iterable[Tensor]) -> list[Tensor] | tuple[Tensor, ...]:
+    """Read once: it may make its tensors on the way."""
     return tensors if isinstance(tensors, (list, tuple)) else list(tensors)
 
 
-def _chosen(pairs: Pairs, include: Names, exclude: Names) -> Pairs:
+def _chosen(pairs: Pairs, names: list[str], include: Names, exclude: Names) -> Pairs:
+    """names: of all tensors, also of those that stay as they are in any case."""
     if include is None and exclude is None:
         return pairs
-    wanted, unwanted = _predicate("include", include), _predicate("exclude", exclude)
+    wanted, unwanted = _predicate("include", include, names), _predicate("exclude", exclude, names)
     kept = [
         at
         for at, name in enumerate(pairs.names)
@@ -140,16 +150,21 @@ def _chosen(pairs: Pairs, include: Names, exclude: Names) -> Pairs:
     )
 
 
-def _predicate(argument: str, names: Names) -> Callable[[str], bool]:
-    if names is None or callable(names):
-        return names or bool
-    patterns = [names] if isinstance(names, str) else list(names) if isinstance(names, Iterable) else [names]
+def _predicate(argument: str, chosen: Names, names: list[str]) -> Callable[[str], bool]:
+    if chosen is None or callable(chosen):
+        return chosen or bool
+    patterns = (
+        [chosen] if isinstance(chosen, str) else list(chosen) if isinstance(chosen, Iterable) else [chosen]
+    )
     for pattern in patterns:
         if not isinstance(pattern, str):
             raise TypeError(
                 f"ema_update: {argument} must be name patterns (such as 'head.*') or a function of a name, "
                 f"got {type(pattern).__name__}"
             )
+    for pattern in patterns:
+        if not _matches_any(pattern, *names):
+            raise ValueError(f"ema_update: {argument} must match at least one tensor, got {pattern!r}")
     return lambda name: _matches(name, *patterns)
 
 
@@ -157,27 +172,34 @@ def _matches(name: str, *patterns: str) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-_matches._dynamo_marked_constant = (
-    True  # torch.compile cannot trace fnmatch: as torch.compiler.assume_constant_result
-)
+def _matches_any(pattern: str, *names: str) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names)
 
 
-def _module_pairs(teacher: nn.Module, student: nn.Module, buffers: str) -> Pairs:
+# torch.compile cannot trace fnmatch: as torch.compiler.assume_constant_result
+_matches._dynamo_marked_constant = _matches_any._dynamo_marked_constant = True
+
+
+def _module_pairs(teacher: nn.Module, student: nn.Module, buffers: str) -> tuple[Pairs, list[str]]:
+    """The pairs, and the names of all tensors."""
     (weights, kept), (student_weights, student_kept) = named_tensors(teacher), named_tensors(student)
     weights, student_weights, names = _matched(weights, student_weights, "parameters")
     kept, student_kept, kept_names = _matched(kept, student_kept, "buffers")
+    all_names = names + kept_names
     if buffers == "keep":
         kept_names = [name for name in kept_names if not is_average(kept[name])]
     teachers = [weights[name] for name in names] + [kept[name] for name in kept_names]
     students = [student_weights[name] for name in names] + [student_kept[name] for name in kept_names]
-    return Pairs(teachers, students, 0 if buffers == "average" else len(kept_names), names + kept_names)
+    copied = 0 if buffers == "average" else len(kept_names)
+    return Pairs(teachers, students, copied, names + kept_names), all_names
 
 
 def named_tensors(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Parameters and buffers, each once, by their first names less what wrappers put in; in one walk."""
     parameters, buffers, seen = {}, {}, set()
     for prefix, part in module.named_modules():
-        prefix = _bare(prefix)
+        prefix = bare_name(prefix)
+        prefix = prefix and prefix + "."
         for tensors, named in ((part._parameters, parameters), (part._buffers, buffers)):
             for name, tensor in tensors.items():
                 if tensor is not None and id(tensor) not in seen:
@@ -186,14 +208,12 @@ def named_tensors(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tenso
     return parameters, buffers
 
 
-def _bare(prefix: str) -> str:
-    if not prefix:
-        return ""
-    prefix += "."
-    if "_" in prefix:
-        for wrapper in WRAPPERS:
-            prefix = prefix.replace(wrapper, "")
-    return prefix
+def bare_name(name: str) -> str:
+    """A name without the parts that wrappers put in."""
+    for wrapper in WRAPPERS if "_" in name else ():
+        if wrapper in name:
+            return ".".join([part for part in name.split(".") if part not in WRAPPERS])
+    return name
 
 
 def _matched(teacher: dict, student: dict, kind: str) -> tuple[dict, dict, list[str]]:

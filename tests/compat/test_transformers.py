@@ -218,6 +218,19 @@ def test_an_evaluation_that_raises(tmp_path):
     assert_same(tensors(model), after[-1], ulps=0)
 
 
+def test_a_save_that_fails_leaves_the_evaluation_its_average(tmp_path):
+    callback, model = EmaCallback(0.9), Model()
+    _train(tmp_path, model, callback)
+    callback._swap(True)
+    average = _weights(model)
+    with pytest.raises(ZeroDivisionError), callback._unswapped():
+        assert not callback._swapped
+        raise ZeroDivisionError
+    assert callback._swapped
+    assert_same(tensors(model), average, ulps=0)
+    callback._swap(False)
+
+
 def test_skipped_steps_do_not_move_the_average(tmp_path):
     callback = EmaCallback(0.9)
     model = Model()
