@@ -30,7 +30,7 @@ lint: $(VENV)/.dev  ## ruff and clang-format
 	$(BIN)/ruff format --check .
 
 # A build of its own: the installed one stays. `pytest`, not `python -m pytest`, which would import this folder's package.
-sanitize: $(VENV)/.dev  ## the tests of ema_update and of refusals under AddressSanitizer and UBSan
+sanitize: $(VENV)/.dev  ## the tests of weight averages and of refusals under AddressSanitizer and UBSan
 	$(PIP) setuptools cmake ninja
 	PATH="$(CURDIR)/$(BIN):$$PATH" MTKERNELS_CUDA=0 MTKERNELS_SANITIZE=1 $(BIN)/python setup.py --quiet build \
 	  --build-base build/sanitize --build-lib build/sanitize/lib

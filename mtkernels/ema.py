@@ -16,7 +16,7 @@ from mtkernels._offload import Offload
 from mtkernels._swap import Swap, copy_all
 from mtkernels.backends import backend_for
 from mtkernels.backends.reference import join
-from mtkernels.ops.ema import Decay, EmaOptions, dispatch, ema_update
+from mtkernels.ops.ema import Decay, EmaOptions, checked_found_inf, dispatch, ema_update
 from mtkernels.ops.matching import (
     Names,
     Pairs,
@@ -111,10 +111,7 @@ class WeightEMA:
                 float64 with the average, 0-d, or one for each of several; overwritten by the next call, unchanged where
                 the average stays.
         """
-        if found_inf is not None and not isinstance(found_inf, Tensor):
-            raise TypeError(
-                f"WeightEMA.update: found_inf must be a torch.Tensor, got {type(found_inf).__name__}"
-            )
+        checked_found_inf(found_inf, "WeightEMA.update")
         self._must_be_home("update")
         compiling = torch.compiler.is_compiling()
         if self._plan is None or not (compiling or self._slots.same()):

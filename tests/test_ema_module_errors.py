@@ -53,7 +53,8 @@ DIRECT = {
     "names too few": (lambda: _C.ema_update([ones()], [zeros(5)], 0.9, names=[]), TypeError,
         "ema_update: names must be None or a list of 1 names, got []"),
     "low of a copy": (
-        lambda: _C.ema_update([ones().half()], [zeros()], 0.9, 1, options=EmaOptions(low=[zeros().short()])), ValueError,
+        lambda: _C.ema_update([ones().half()], [zeros()], 0.9, 1, options=EmaOptions(low=[zeros().short()])),
+        ValueError,
         "ema_update: low[0] must be None beside a teacher that is copied, got a tensor"),
     "copied negative": (lambda: _C.ema_update([ones()], [zeros()], 0.9, -1), ValueError,
         "ema_update: copied must be between 0 and the number of pairs, 1, got -1"),
