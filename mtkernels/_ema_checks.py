@@ -10,9 +10,7 @@ from torch import Tensor, nn
 _ROUNDINGS = ("nearest", "stochastic", "compensated")
 
 
-def check_settings(
-    model: Any, decay: Any, every: Any, start: Any, rounding: Any, dtype: Any, teacher: Any
-) -> None:
+def check_settings(model: Any, decay: Any, rounding: Any, dtype: Any, teacher: Any) -> None:
     """The constructor's arguments that no later check names."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"WeightEMA: model must be a torch.nn.Module, got {type(model).__name__}")
@@ -20,7 +18,6 @@ def check_settings(
         raise ValueError(
             f"WeightEMA: rounding must be 'nearest', 'stochastic' or 'compensated', got {rounding!r}"
         )
-    _check_counts(every=(every, 1), start=(start, 0))
     _check_decay(decay)
     _check_dtype(dtype, model)
     teachers = [] if teacher is None else [teacher] if isinstance(teacher, nn.Module) else teacher
@@ -66,7 +63,8 @@ def _check_dtype(dtype: Any, model: nn.Module) -> None:
             )
 
 
-def _check_counts(**counts: tuple[int, int]) -> None:
+def check_counts(**counts: tuple[int, int]) -> None:
+    """Whole numbers, each with the least that it may be."""
     for name, (value, least) in counts.items():
         if not isinstance(value, int):
             raise TypeError(f"WeightEMA: {name} must be an int, got {type(value).__name__}")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mtkernels import _C
-from mtkernels._ema_checks import check_settings, check_state
+from mtkernels._ema_checks import check_counts, check_settings, check_state
 from mtkernels._library import must_dispatch
 from mtkernels._models import slots_of, state_names, teachers_of, unwrapped
 from mtkernels._offload import Offload
@@ -81,7 +81,8 @@ class WeightEMA:
         teacher: nn.Module | Sequence[nn.Module] | None = None,
         skip_nonfinite: bool = False,
     ) -> None:
-        check_settings(model, decay, every, start, rounding, dtype, teacher)
+        check_settings(model, decay, rounding, dtype, teacher)
+        check_counts(every=(every, 1), start=(start, 0), seed=(seed, 0))
         self.decay, self.every, self.start = decay, every, start
         self.buffers, self.include, self.exclude = buffers, include, exclude
         self.rounding, self.seed, self.skip_nonfinite = rounding, seed, skip_nonfinite
@@ -243,9 +244,8 @@ class WeightEMA:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._plan = self._offload = (
-            None  # bound at the first use: a model that holds its average is not there yet
-        )
+        # Bound at the first use: a model that holds its average is not there yet.
+        self._plan = self._offload = None
 
     def __repr__(self) -> str:
         return f"WeightEMA({type(self.module).__name__}, decay={self.decay}, step={int(self.step)})"

@@ -264,6 +264,7 @@ REFUSED = {
     ),
     "every": (network, {"every": 0}, ValueError, "every must be at least 1, got 0"),
     "start": (network, {"start": -1}, ValueError, "start must be at least 0, got -1"),
+    "seed": (network, {"seed": -1}, ValueError, "seed must be at least 0, got -1"),
     "start of no kind": (network, {"start": 0.5}, TypeError, "start must be an int, got float"),
 }
 
