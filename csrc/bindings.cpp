@@ -10,7 +10,6 @@
 #include "build_info.h"
 #include "logits.h"
 #include "scale.h"
-#include "slots.h"
 #include "softmax_kl.h"
 #include "softmax_mse.h"
 #include "tensor.h"

@@ -1,14 +1,12 @@
 // Slots: the entries of dicts, compared by identity. A replaced, added or removed parameter would be averaged
 // silently no more.
-#include "slots.h"
-
 #include <unordered_set>
 #include <vector>
 
+#include "bindings.h"
+
 namespace mtk {
 namespace {
-
-namespace py = pybind11;
 
 class Slots {
  public:

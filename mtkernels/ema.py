@@ -16,7 +16,7 @@ from mtkernels._offload import Offload
 from mtkernels._swap import Swap, copy_all
 from mtkernels.backends import backend_for
 from mtkernels.backends.reference import join
-from mtkernels.ops.ema import Decay, EmaOptions, checked_found_inf, dispatch, ema_update
+from mtkernels.ops.ema import Decay, EmaOptions, checked_found_inf, dispatch, ema_update, look_for_nonfinite
 from mtkernels.ops.matching import (
     Names,
     Pairs,
@@ -335,10 +335,7 @@ class WeightEMA:
             self._found.zero_()
         else:
             self._found.copy_(found_inf.reshape(()))
-        if must_dispatch(self._found):
-            torch.ops.mtkernels.nonfinite_(self._found, list(self._pairs.students))
-        else:
-            backend_for(self._found.device.type).nonfinite_(self._found, self._pairs.students)
+        look_for_nonfinite(self._found, self._pairs.students)
         return self._found
 
     def _run(self, found_inf: Tensor | None, drift: bool) -> None:

@@ -1,7 +1,13 @@
 """A small model for the tests of weight averages, and what they do with it."""
 
+import copy
+from collections.abc import Mapping
+
+import pytest
 import torch
 from torch import nn
+
+import mtkernels
 
 
 def network(seed=0):
@@ -32,3 +38,30 @@ def run_ahead(model, ema, steps, **options):
     for _ in range(steps):
         train(model)
         ema.update(**options)
+
+
+def _tensors(value):
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, nn.Module):
+        return list(value.state_dict().values())
+    if isinstance(value, Mapping):
+        value = value.values()
+    return (
+        [t for item in value for t in _tensors(item)]
+        if isinstance(value, (list, tuple, type({}.values())))
+        else []
+    )
+
+
+def assert_refused(make, error, message):
+    """What make() gives is refused by ema_update with this error and sentence, and no tensor of it is written."""
+    arguments, options = make()
+    tensors = [t for t in _tensors((*arguments, options)) if t.device.type == "cpu"]
+    before = copy.deepcopy([t.detach() for t in tensors])
+    with pytest.raises(error) as caught:
+        mtkernels.ema_update(*arguments, **options)
+    assert str(caught.value) == f"ema_update: {message}"
+    assert type(caught.value) is error
+    for tensor, kept in zip(tensors, before, strict=True):
+        torch.testing.assert_close(tensor.detach(), kept, rtol=0, atol=0, equal_nan=True)

@@ -27,11 +27,9 @@ def ema_update(teacher, student, decay, copied=0, names=None, options=None) -> N
             lows = options.low[k * count : (k + 1) * count] if options.low else [None] * count
             rounding = _Rounding(options.stochastic, options.seed, step, k)
             with torch.no_grad():
-                distance = _update_average(
-                    teachers, student, lows, _decay_at(one, step, options), copied, rounding
-                )
+                _update_average(teachers, student, lows, _decay_at(one, step, options), copied, rounding)
                 if options.drift is not None:
-                    options.drift.view(-1)[k] = distance
+                    options.drift.view(-1)[k] = _distance(teachers, student, lows, copied)
     if options.advance:
         options.step.fill_(step)
 
@@ -55,9 +53,8 @@ class _Rounding(NamedTuple):
     average: int  # its number
 
 
-def _update_average(teachers, students, lows, decay, copied, rounding: _Rounding) -> float:
-    """One average; gives the norm of teacher - student over what is averaged."""
-    first_copied, written, first, squares = len(teachers) - copied, set(), 0, 0.0
+def _update_average(teachers, students, lows, decay, copied, rounding: _Rounding) -> None:
+    first_copied, written, first = len(teachers) - copied, set(), 0
     for index, (to, source, low) in enumerate(zip(teachers, students, lows, strict=True)):
         if not to.numel():
             continue
@@ -69,21 +66,33 @@ def _update_average(teachers, students, lows, decay, copied, rounding: _Rounding
         if to.is_complex():
             to, source = torch.view_as_real(to), torch.view_as_real(source)
         if not tied:
-            squares += _move(to, source, low, decay, rounding, first)
+            _move(to, source, low, decay, rounding, first)
         first += _places(to)
-    return squares**0.5
 
 
-def _move(to: Tensor, source: Tensor, low: Tensor | None, decay, rounding: _Rounding, first: int) -> float:
-    """One pair. `first`: the number of its first random bits. Gives the squared distance."""
+def _move(to: Tensor, source: Tensor, low: Tensor | None, decay, rounding: _Rounding, first: int) -> None:
+    """One pair. `first`: the number of its first random bits."""
     if low is not None and low.numel():
         split(_average(join(to, low), source.float(), decay), to, low)
-        return (join(to, low).double() - source.double()).square().sum().item()
-    if rounding.stochastic and to.dtype in (torch.bfloat16, torch.float16):
+    elif rounding.stochastic and to.dtype in (torch.bfloat16, torch.float16):
         to.copy_(round_stochastic(_average(to, source.float(), decay), to, rounding, first))
     else:
         to.copy_(_average(to, source, decay))
-    return (to.double() - source.double()).square().sum().item()
+
+
+def _distance(teachers, students, lows, copied) -> Tensor | float:
+    """The norm of teacher - student over what is averaged, tied weights once; in float64 on their device."""
+    squares, seen = 0.0, set()
+    averaged = list(zip(teachers, students, lows, strict=True))[: len(teachers) - copied]
+    for to, source, low in averaged:
+        if not to.numel() or to.data_ptr() in seen or not (to.is_floating_point() or to.is_complex()):
+            continue
+        seen.add(to.data_ptr())
+        if to.is_complex():
+            to, source = torch.view_as_real(to), torch.view_as_real(source)
+        held = join(to, low) if low is not None and low.numel() else to
+        squares = squares + (held.double() - source.double()).square().sum()
+    return squares**0.5
 
 
 def _run_length(tensor: Tensor) -> int:

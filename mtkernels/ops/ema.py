@@ -152,16 +152,20 @@ def nonfinite(tensors: Sequence[Tensor], found_inf: Tensor | None = None) -> Ten
             "ema_update: skip_nonfinite must be False for DTensors (ranks would disagree: reduce a found_inf over "
             "them), got True"
         )
-    found_inf = checked_found_inf(found_inf)
     device = tensors[0].device if tensors and isinstance(tensors[0], Tensor) else torch.device("cpu")
     found = torch.zeros((), device=device) if found_inf is None else found_inf.clone()
     if not tensors:
         return found
+    look_for_nonfinite(found, tensors)
+    return found
+
+
+def look_for_nonfinite(found: Tensor, tensors: Sequence[Tensor]) -> None:
+    """found <- 1.0 where any floating element of the tensors is infinite or NaN."""
     if must_dispatch(tensors[0]):
         torch.ops.mtkernels.nonfinite_(found, list(tensors))
     else:
-        backend_for(device.type).nonfinite_(found, tensors)
-    return found
+        backend_for(found.device.type).nonfinite_(found, tensors)
 
 
 def checked_found_inf(found_inf: Tensor | None, op: str = "ema_update") -> Tensor | None:

@@ -61,3 +61,12 @@ def tensors(module: nn.Module) -> list[Tensor]:
 
 def twins(model: nn.Module) -> tuple[nn.Module, nn.Module]:
     return copy.deepcopy(model), copy.deepcopy(model)
+
+
+def by_hand(start: list[Tensor], after_steps: list[list[Tensor]], decay: float) -> list[Tensor]:
+    """The average of weights after each step: floats averaged, counters copied."""
+    average = copy.deepcopy(start)
+    for weights in after_steps:
+        for to, source in zip(average, weights, strict=True):
+            to.lerp_(source, 1 - decay) if to.is_floating_point() else to.copy_(source)
+    return average

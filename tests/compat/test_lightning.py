@@ -1,6 +1,5 @@
 """EmaCallback in Lightning's Trainer, and ema_multi_avg_fn in its WeightAveraging."""
 
-import copy
 import importlib
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from torch import nn
 import mtkernels
 from mtkernels.compat.averaged_model import ema_multi_avg_fn
 
-from .models import assert_same, tensors
+from .models import assert_same, by_hand, tensors
 
 pl = pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
 compat = importlib.import_module("mtkernels.compat.lightning")
@@ -75,15 +74,6 @@ def _trainer(folder, callbacks, **options):
     )
 
 
-def _by_hand(start, after_steps, decay):
-    """Floats averaged, counters copied."""
-    average = copy.deepcopy(start)
-    for weights in after_steps:
-        for to, source in zip(average, weights, strict=True):
-            to.lerp_(source, 1 - decay) if to.is_floating_point() else to.copy_(source)
-    return average
-
-
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_moves_after_each_optimizer_step(tmp_path, accumulate):
     model = Model()
@@ -91,10 +81,10 @@ def test_moves_after_each_optimizer_step(tmp_path, accumulate):
     callback = compat.EmaCallback(0.9)
     _trainer(tmp_path, [callback], accumulate_grad_batches=accumulate).fit(model)
     assert len(model.after_steps) == 12 // accumulate == int(callback.ema.step)
-    assert_same(tensors(callback.ema.module), _by_hand(start, model.after_steps, 0.9))
+    assert_same(tensors(callback.ema.module), by_hand(start, model.after_steps, 0.9))
     assert_same(tensors(model), model.after_steps[-1], ulps=0)  # its own weights, after an evaluation
     half = len(model.after_steps) // 2
-    assert_same(model.seen[0], _by_hand(start, model.after_steps[:half], 0.9))
+    assert_same(model.seen[0], by_hand(start, model.after_steps[:half], 0.9))
     assert_same(model.seen[-1], tensors(callback.ema.module), ulps=0)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import mtkernels
 
-from .models import assert_same, tensors
+from .models import assert_same, by_hand, tensors
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 pytest.importorskip("accelerate", reason="transformers' Trainer needs accelerate")
@@ -87,14 +87,6 @@ def _train(folder, model, callback, resume=None, eval_dataset=None, compute_metr
     return trainer, notes.after_steps
 
 
-def _by_hand(start, after_steps, decay):
-    average = copy.deepcopy(start)
-    for weights in after_steps:
-        for to, source in zip(average, weights, strict=True):
-            to.lerp_(source, 1 - decay) if to.is_floating_point() else to.copy_(source)
-    return average
-
-
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_moves_after_each_optimizer_step(tmp_path, accumulate):
     model = Model()
@@ -102,7 +94,7 @@ def test_moves_after_each_optimizer_step(tmp_path, accumulate):
     callback = EmaCallback(0.9)
     _, after = _train(tmp_path, model, callback, gradient_accumulation_steps=accumulate)
     assert len(after) == 12 // accumulate == int(callback.ema.step)
-    assert_same(tensors(callback.ema.module), _by_hand(start, after, 0.9))
+    assert_same(tensors(callback.ema.module), by_hand(start, after, 0.9))
     assert_same(tensors(model), after[-1], ulps=0)
     assert not model._forward_pre_hooks
 
@@ -117,7 +109,7 @@ def test_evaluations_see_the_average(tmp_path, strategy, datasets):
     callback = EmaCallback(0.9)
     eval_dataset = None if datasets == 1 else {"a": _data(2), "b": _data(3)}
     _, after = _train(tmp_path, model, callback, eval_dataset=eval_dataset, eval_on_start=True, **strategy)
-    expected = [start, _by_hand(start, after[:6], 0.9), _by_hand(start, after, 0.9)]
+    expected = [start, by_hand(start, after[:6], 0.9), by_hand(start, after, 0.9)]
     expected = [weights for weights in expected for _ in range(datasets)]
     assert len(model.seen) == len(expected)
     for seen, weights in zip(model.seen, expected, strict=True):
@@ -251,7 +243,7 @@ def test_a_compiled_model(tmp_path):
     start = _weights(model)
     options = {"torch_compile": True, "torch_compile_backend": "eager", "eval_strategy": "epoch"}
     _, after = _train(tmp_path, model, callback, **options)
-    assert_same(tensors(callback.ema.module), _by_hand(start, after, 0.9))
+    assert_same(tensors(callback.ema.module), by_hand(start, after, 0.9))
     assert_same(model.seen[-1], tensors(callback.ema.module), ulps=0)
     assert_same(tensors(model), after[-1], ulps=0)
 
