@@ -1,0 +1,45 @@
+// softmax_reverse_kl on the CPU: sum_c p (log p - log q) = (sum_c ea (x - y)) / za + log(zb / za).
+#include "softmax_reverse_kl.h"
+
+#include "consistency_cpu.h"
+
+namespace mtk {
+namespace {
+
+struct SoftmaxReverseKl {
+  static constexpr bool kSoftmax = true, kLogits = true, kTerms = false, kTeacherTerms = false;
+
+  struct Cross {
+    template <class Acc>
+    MTK_INLINE static Acc term(Acc ea, Acc, Acc x, Acc y) {
+      return ea * where(ea != 0, x - y);
+    }
+  };
+
+  static double loss(const Row& row) { return row.cross / row.za + std::log(row.zb / row.za); }
+
+  // p ((x - y) - mean of x - y along p)
+  template <class Acc, int L>
+  struct OfStudent {
+    Acc factor[L], mean[L];
+
+    void set(int lane, const Row& row) {
+      factor[lane] = static_cast<Acc>(row.student * row.inverse_za());
+      mean[lane] = static_cast<Acc>(row.cross * row.inverse_za());
+    }
+    MTK_INLINE Acc operator()(const Class<Acc>& c, int lane) const {
+      return factor[lane] * c.ea * where(c.ea != 0, (c.x - c.y) - mean[lane]);
+    }
+  };
+
+  template <class Acc, int L>
+  struct OfTeacher : ProbabilityDifference<Acc, L> {
+    void set(int lane, const Row& row) { this->set_scaled(lane, row, -row.teacher); }
+  };
+};
+
+}  // namespace
+
+void softmax_reverse_kl_cpu(const Consistency& args) { consistency_cpu<SoftmaxReverseKl>(args); }
+
+}  // namespace mtk
