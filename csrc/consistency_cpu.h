@@ -32,7 +32,7 @@ struct NoTerms {};
 // ---- rows
 
 // One row: its sums, and what becomes of them.
-struct Row : Sums {
+struct LossRow : Sums {
   int64_t classes = 0;
   double smoothing = 0;             // label_smoothing
   double weight = 1;                // times 0 where it is below the threshold
@@ -53,7 +53,7 @@ template <class Acc, int L>
 struct Difference {
   Acc high[L], low[L];
 
-  void set(int lane, const Row& row) {
+  void set(int lane, const LossRow& row) {
     high[lane] = static_cast<Acc>(row.ratio());
     low[lane] = static_cast<Acc>(row.ratio() - static_cast<double>(high[lane]));
   }
@@ -66,7 +66,7 @@ struct ProbabilityDifference {
   Difference<Acc, L> difference;
   Acc factor[L];
 
-  void set_scaled(int lane, const Row& row, double scale) {
+  void set_scaled(int lane, const LossRow& row, double scale) {
     difference.set(lane, row);
     factor[lane] = static_cast<Acc>(scale * row.inverse_zb());
   }
@@ -76,14 +76,14 @@ struct ProbabilityDifference {
 };
 
 template <class F, int L>
-F prepared(const Row (&rows)[L]) {
+F prepared(const LossRow (&rows)[L]) {
   F f;
   for (int lane = 0; lane < L; ++lane) f.set(lane, rows[lane]);
   return f;
 }
 
 template <template <class, int> class Terms, class Acc, int L>
-void sum_terms(const Block<Acc, L>& block, const Row (&rows)[L], double (&sums)[L][2]) {
+void sum_terms(const Block<Acc, L>& block, const LossRow (&rows)[L], double (&sums)[L][2]) {
   const auto f = prepared<Terms<Acc, L>>(rows);
   for_each_block<Acc, L>(block.classes, [&](int64_t begin, int64_t end) { add_terms(f, block, begin, end, sums); });
 }
@@ -104,7 +104,7 @@ struct HardTarget {
       a[lane] = block.a[best * L + lane];
     }
   }
-  void replace(const Block<Acc, L>& block, Row (&rows)[L]) const {
+  void replace(const Block<Acc, L>& block, LossRow (&rows)[L]) const {
     for (int lane = 0; lane < L; ++lane) {
       if (!(rows[lane].zb > 0)) continue;  // masked, or NaN
       for (int64_t c = 0; c < block.classes; ++c) block.eb[c * L + lane] = c == index[lane];
@@ -116,13 +116,13 @@ struct HardTarget {
 
 template <class Acc, int L>
 struct LogitSum {
-  void set(int, const Row&) {}
+  void set(int, const LossRow&) {}
   MTK_INLINE void add(const Class<Acc>& c, int, Acc& t0, Acc&) const { t0 += c.x; }
 };
 
 // Exponentials and sums of L rows; which of them count is known afterwards.
 template <class Loss, class Acc, int L>
-void sum_rows(const Consistency& args, Block<Acc, L>& block, Row (&rows)[L]) {
+void sum_rows(const Consistency& args, Block<Acc, L>& block, LossRow (&rows)[L]) {
   maxima(block);
   if constexpr (!Loss::kSoftmax) {
     for (int lane = 0; lane < L; ++lane) {
@@ -155,7 +155,7 @@ void sum_rows(const Consistency& args, Block<Acc, L>& block, Row (&rows)[L]) {
 }
 
 template <template <class, int> class Of, class Acc, int L>
-void write_side(const Block<Acc, L>& block, const Row (&rows)[L], Acc* to) {
+void write_side(const Block<Acc, L>& block, const LossRow (&rows)[L], Acc* to) {
   write_gradient(prepared<Of<Acc, L>>(rows), block, to);
   for (int lane = 0; lane < L; ++lane) {
     for (int64_t c = 0; !rows[lane].counts() && c < block.classes; ++c) to[c * L + lane] = 0;
@@ -164,7 +164,7 @@ void write_side(const Block<Acc, L>& block, const Row (&rows)[L], Acc* to) {
 
 // Losses of L rows, and the gradients that are not null; dstudent may be ea where dteacher is null.
 template <class Loss, class Acc, int L>
-void run_block(const Consistency& args, Block<Acc, L>& block, Row (&rows)[L], Acc* dstudent, Acc* dteacher,
+void run_block(const Consistency& args, Block<Acc, L>& block, LossRow (&rows)[L], Acc* dstudent, Acc* dteacher,
                double* losses) {
   sum_rows<Loss>(args, block, rows);
   if constexpr (Loss::kTerms) {
@@ -197,9 +197,9 @@ struct Share {
 };
 
 template <int L>
-void read_weights(const Consistency& args, int64_t first, int lanes, Row (&rows)[L]) {
+void read_weights(const Consistency& args, int64_t first, int lanes, LossRow (&rows)[L]) {
   for (int lane = 0; lane < L; ++lane) {
-    rows[lane] = Row{};
+    rows[lane] = LossRow{};
     rows[lane].classes = args.classes, rows[lane].smoothing = args.label_smoothing;
     if (!args.weight.data || lane >= lanes) continue;
     const int64_t offset = row_offset(args.weight, args.row_sizes, first + lane);
@@ -244,7 +244,7 @@ void run_rows(const Consistency& args, int64_t begin, int64_t end, Acc* scratch,
     if (direct && apart && !args.dteacher.data) ea = direct;
     Block<Acc, L> block{a, b, ea, eb, args.classes, static_cast<Acc>(args.student_scale),
                         static_cast<Acc>(args.teacher_scale), {}, {}};
-    Row rows[L];
+    LossRow rows[L];
     double losses[L];
     read_weights(args, first, lanes, rows);
     Acc* to_teacher = args.dteacher.data ? scratch + 4 * size : nullptr;

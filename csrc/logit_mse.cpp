@@ -16,11 +16,11 @@ struct LogitMse {
   using Cross = NoCross;
   static constexpr bool kSoftmax = false, kLogits = true, kTerms = true, kTeacherTerms = false;
 
-  static double loss(const Row& row) { return row.terms[0] / static_cast<double>(row.classes); }
+  static double loss(const LossRow& row) { return row.terms[0] / static_cast<double>(row.classes); }
 
   template <class Acc, int L>
   struct Terms {
-    void set(int, const Row&) {}
+    void set(int, const LossRow&) {}
     MTK_INLINE void add(const Class<Acc>& c, int, Acc& squares, Acc&) const {
       const Acc d = distance(c);
       squares += d * d;
@@ -31,7 +31,7 @@ struct LogitMse {
   struct OfStudent {
     Acc factor[L];
 
-    void set(int lane, const Row& row) {
+    void set(int lane, const LossRow& row) {
       factor[lane] = static_cast<Acc>(2 * row.student / static_cast<double>(row.classes));
     }
     MTK_INLINE Acc operator()(const Class<Acc>& c, int lane) const { return factor[lane] * distance(c); }
@@ -41,7 +41,7 @@ struct LogitMse {
   struct OfTeacher {
     Acc factor[L];
 
-    void set(int lane, const Row& row) {
+    void set(int lane, const LossRow& row) {
       factor[lane] = static_cast<Acc>(-2 * row.teacher / static_cast<double>(row.classes));
     }
     MTK_INLINE Acc operator()(const Class<Acc>& c, int lane) const { return factor[lane] * distance(c); }

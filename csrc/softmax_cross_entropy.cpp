@@ -17,7 +17,7 @@ struct SoftmaxCrossEntropy {
     }
   };
 
-  static double loss(const Row& row) {
+  static double loss(const LossRow& row) {
     const double log_za = std::log(row.za), of_target = log_za - row.cross / row.zb;
     if (row.smoothing == 0) return of_target;
     return (1 - row.smoothing) * of_target +
@@ -29,7 +29,7 @@ struct SoftmaxCrossEntropy {
   struct OfStudent : ProbabilityDifference<Acc, L> {
     Acc smoothed[L], uniform[L];
 
-    void set(int lane, const Row& row) {
+    void set(int lane, const LossRow& row) {
       this->set_scaled(lane, row, row.student * (1 - row.smoothing));
       smoothed[lane] = static_cast<Acc>(row.student * row.smoothing * row.inverse_za());
       uniform[lane] = static_cast<Acc>(row.student * row.smoothing / static_cast<double>(row.classes));
@@ -44,7 +44,7 @@ struct SoftmaxCrossEntropy {
   struct OfTeacher {
     Acc factor[L], mean[L];
 
-    void set(int lane, const Row& row) {
+    void set(int lane, const LossRow& row) {
       factor[lane] = static_cast<Acc>(row.teacher * (1 - row.smoothing) * row.inverse_zb());
       mean[lane] = static_cast<Acc>(row.cross * row.inverse_zb());
     }

@@ -12,7 +12,7 @@ struct Logs {
   Difference<Acc, L> difference;
   Acc inverse_za[L], inverse_zb[L];
 
-  void set(int lane, const Row& row) {
+  void set(int lane, const LossRow& row) {
     difference.set(lane, row);
     inverse_za[lane] = static_cast<Acc>(row.inverse_za()), inverse_zb[lane] = static_cast<Acc>(row.inverse_zb());
   }
@@ -33,7 +33,7 @@ struct SoftmaxJs {
   using Cross = NoCross;
   static constexpr bool kSoftmax = true, kLogits = false, kTerms = true, kTeacherTerms = false;
 
-  static double loss(const Row& row) { return (row.terms[0] + row.terms[1]) / 2; }
+  static double loss(const LossRow& row) { return (row.terms[0] + row.terms[1]) / 2; }
 
   template <class Acc, int L>
   struct Terms : Logs<Acc, L> {
@@ -47,7 +47,7 @@ struct SoftmaxJs {
   struct OfStudent : Logs<Acc, L> {
     Acc factor[L], mean[L];
 
-    void set(int lane, const Row& row) {
+    void set(int lane, const LossRow& row) {
       Logs<Acc, L>::set(lane, row);
       factor[lane] = static_cast<Acc>(row.student / 2);
       mean[lane] = static_cast<Acc>(row.terms[0] * row.inverse_za());
@@ -61,7 +61,7 @@ struct SoftmaxJs {
   struct OfTeacher : Logs<Acc, L> {
     Acc factor[L], mean[L];
 
-    void set(int lane, const Row& row) {
+    void set(int lane, const LossRow& row) {
       Logs<Acc, L>::set(lane, row);
       factor[lane] = static_cast<Acc>(row.teacher / 2);
       mean[lane] = static_cast<Acc>(row.terms[1] * row.inverse_zb());

@@ -1,45 +1,9 @@
-// softmax_kl on the CPU. sum_c q (log q - log p) = (sum_c eb (y - x)) / zb + log(za / zb): one logarithm a row,
-// and exactly 0 for equal sides.
+// softmax_kl on the CPU.
 #include "softmax_kl.h"
 
-#include "consistency_cpu.h"
+#include "softmax_kl_cpu.h"
 
 namespace mtk {
-namespace {
-
-struct SoftmaxKl {
-  static constexpr bool kSoftmax = true, kLogits = false, kTerms = false, kTeacherTerms = false;
-
-  struct Cross {
-    template <class Acc>
-    MTK_INLINE static Acc term(Acc, Acc eb, Acc x, Acc y) {
-      return eb * where(eb != 0, y - x);
-    }
-  };
-
-  static double loss(const Row& row) { return row.cross / row.zb + std::log(row.za / row.zb); }
-
-  template <class Acc, int L>
-  struct OfStudent : ProbabilityDifference<Acc, L> {
-    void set(int lane, const Row& row) { this->set_scaled(lane, row, row.student); }
-  };
-
-  // q ((y - x) - mean of y - x along q)
-  template <class Acc, int L>
-  struct OfTeacher {
-    Acc factor[L], mean[L];
-
-    void set(int lane, const Row& row) {
-      factor[lane] = static_cast<Acc>(row.teacher * row.inverse_zb());
-      mean[lane] = static_cast<Acc>(row.cross * row.inverse_zb());
-    }
-    MTK_INLINE Acc operator()(const Class<Acc>& c, int lane) const {
-      return factor[lane] * c.eb * where(c.eb != 0, (c.y - c.x) - mean[lane]);
-    }
-  };
-};
-
-}  // namespace
 
 void softmax_kl_cpu(const Consistency& args) { consistency_cpu<SoftmaxKl>(args); }
 

@@ -1,70 +1,9 @@
-// softmax_mse on the CPU. With d = zb (p - q): sums of d^2, of ea d and of eb d.
+// softmax_mse on the CPU.
 #include "softmax_mse.h"
 
-#include "consistency_cpu.h"
+#include "softmax_mse_cpu.h"
 
 namespace mtk {
-namespace {
-
-struct SoftmaxMse {
-  using Cross = NoCross;
-  static constexpr bool kSoftmax = true, kLogits = false, kTerms = true, kTeacherTerms = true;
-
-  static double loss(const Row& row) {
-    return row.terms[0] * row.inverse_zb() * row.inverse_zb() / static_cast<double>(row.classes);
-  }
-
-  template <class Acc, int L>
-  struct Terms : Difference<Acc, L> {
-    MTK_INLINE void add(const Class<Acc>& c, int lane, Acc& squares, Acc& along) const {
-      const Acc d = (*this)(c.ea, c.eb, lane);
-      squares += d * d;
-      along += c.ea * d;
-    }
-  };
-
-  template <class Acc, int L>
-  struct TeacherTerms : Difference<Acc, L> {
-    MTK_INLINE void add(const Class<Acc>& c, int lane, Acc& along, Acc&) const {
-      along += c.eb * (*this)(c.ea, c.eb, lane);
-    }
-  };
-
-  // factor * ea * (d - mean of d along the student's probabilities)
-  template <class Acc, int L>
-  struct OfStudent {
-    Difference<Acc, L> difference;
-    Acc factor[L], mean[L];
-
-    void set(int lane, const Row& row) {
-      difference.set(lane, row);
-      factor[lane] = static_cast<Acc>(2 * row.student / static_cast<double>(row.classes) * row.inverse_za() *
-                                      row.inverse_zb());
-      mean[lane] = static_cast<Acc>(row.terms[1] * row.inverse_za());
-    }
-    MTK_INLINE Acc operator()(const Class<Acc>& c, int lane) const {
-      return factor[lane] * c.ea * (difference(c.ea, c.eb, lane) - mean[lane]);
-    }
-  };
-
-  template <class Acc, int L>
-  struct OfTeacher {
-    Difference<Acc, L> difference;
-    Acc factor[L], mean[L];
-
-    void set(int lane, const Row& row) {
-      difference.set(lane, row);
-      factor[lane] = static_cast<Acc>(-2 * row.teacher / static_cast<double>(row.classes) * row.inverse_zb() *
-                                      row.inverse_zb());
-      mean[lane] = static_cast<Acc>(row.teacher_terms[0] * row.inverse_zb());
-    }
-    MTK_INLINE Acc operator()(const Class<Acc>& c, int lane) const {
-      return factor[lane] * c.eb * (difference(c.ea, c.eb, lane) - mean[lane]);
-    }
-  };
-};
-
-}  // namespace
 
 void softmax_mse_cpu(const Consistency& args) { consistency_cpu<SoftmaxMse>(args); }
 

@@ -16,14 +16,14 @@ struct SoftmaxReverseKl {
     }
   };
 
-  static double loss(const Row& row) { return row.cross / row.za + std::log(row.zb / row.za); }
+  static double loss(const LossRow& row) { return row.cross / row.za + std::log(row.zb / row.za); }
 
   // p ((x - y) - mean of x - y along p)
   template <class Acc, int L>
   struct OfStudent {
     Acc factor[L], mean[L];
 
-    void set(int lane, const Row& row) {
+    void set(int lane, const LossRow& row) {
       factor[lane] = static_cast<Acc>(row.student * row.inverse_za());
       mean[lane] = static_cast<Acc>(row.cross * row.inverse_za());
     }
@@ -34,7 +34,7 @@ struct SoftmaxReverseKl {
 
   template <class Acc, int L>
   struct OfTeacher : ProbabilityDifference<Acc, L> {
-    void set(int lane, const Row& row) { this->set_scaled(lane, row, -row.teacher); }
+    void set(int lane, const LossRow& row) { this->set_scaled(lane, row, -row.teacher); }
   };
 };
 
