@@ -5,7 +5,7 @@
 // A loss is a struct:
 //   Cross               what is added up beside the exponentials (below)
 //   kLogits             whether the student's gradient needs x and y, not exponentials alone
-//   Terms, TeacherTerms what a second pass adds up, for loss and gradient, and for the teacher's gradient; NoTerms
+//   Terms, TeacherTerms what a second pass adds up, for loss and gradient, and for the teacher's gradient
 //   OfStudent, OfTeacher  a class's gradient; set(lane, row) prepares each, by the row's sums
 //   loss(row)           the row's loss
 #pragma once
@@ -27,12 +27,12 @@ struct NoCross {
     return 0;
   }
 };
-struct NoTerms {};
 
 // ---- rows
 
 // One row: its sums, and what becomes of them.
-struct LossRow : Sums {
+struct LossRow {
+  double za = 0, zb = 0, cross = 0, terms[2] = {}, teacher_terms[2] = {};
   int64_t classes = 0;
   double smoothing = 0;             // label_smoothing
   double weight = 1;                // times 0 where it is below the threshold
@@ -45,6 +45,8 @@ struct LossRow : Sums {
   double ratio() const { return masked() ? 0 : zb / za; }
   double inverse_za() const { return masked() ? 0 : 1 / za; }
   double inverse_zb() const { return masked() ? 0 : 1 / zb; }
+
+  void take(const Sums& sums) { za = sums.za, zb = sums.zb, cross = sums.cross; }
 };
 
 // zb * (p - q) = ea * (zb / za) - eb: exactly 0 for equal sides, however the compiler contracts it. The ratio is
@@ -54,8 +56,10 @@ struct Difference {
   Acc high[L], low[L];
 
   void set(int lane, const LossRow& row) {
-    high[lane] = static_cast<Acc>(row.ratio());
-    low[lane] = static_cast<Acc>(row.ratio() - static_cast<double>(high[lane]));
+    const double ratio = row.ratio();
+    high[lane] = static_cast<Acc>(ratio);
+    const double rest = sizeof(Acc) == 8 ? std::fma(-ratio, row.za, row.zb) * row.inverse_za() : ratio - high[lane];
+    low[lane] = static_cast<Acc>(rest);
   }
   MTK_INLINE Acc operator()(Acc ea, Acc eb, int lane) const { return (ea * high[lane] - eb) + ea * low[lane]; }
 };
@@ -82,9 +86,9 @@ F prepared(const LossRow (&rows)[L]) {
   return f;
 }
 
-template <template <class, int> class Terms, class Acc, int L>
-void sum_terms(const Block<Acc, L>& block, const LossRow (&rows)[L], double (&sums)[L][2]) {
-  const auto f = prepared<Terms<Acc, L>>(rows);
+template <template <class, int> class Of, class Acc, int L>
+void sum_terms(const Block<Acc, L>& block, const LossRow (&rows)[L], Terms (&sums)[L]) {
+  const auto f = prepared<Of<Acc, L>>(rows);
   for_each_block<Acc, L>(block.classes, [&](int64_t begin, int64_t end) { add_terms(f, block, begin, end, sums); });
 }
 
@@ -117,7 +121,7 @@ struct HardTarget {
 template <class Acc, int L>
 struct LogitSum {
   void set(int, const LossRow&) {}
-  MTK_INLINE void add(const Class<Acc>& c, int, Acc& t0, Acc&) const { t0 += c.x; }
+  MTK_INLINE void add(const Class<Acc>& c, int, double& t0, double&) const { t0 += c.x; }
 };
 
 // Exponentials and sums of L rows; which of them count is known afterwards.
@@ -136,14 +140,14 @@ void sum_rows(const Consistency& args, Block<Acc, L>& block, LossRow (&rows)[L])
       block.ma[lane] = finite_max(block.ma[lane]), block.mb[lane] = finite_max(block.mb[lane]);
     }
     Sums sums[L] = {};
-    double logit_sums[L][2] = {};
+    Terms logit_sums[L] = {};
     std::unique_ptr<const HardTarget<Acc, L>> hard;
     if (args.hard) hard = std::make_unique<HardTarget<Acc, L>>(block);
     if (args.label_smoothing != 0) sum_terms<LogitSum>(block, rows, logit_sums);
     for_each_block<Acc, L>(block.classes, [&](int64_t begin, int64_t end) {
       add_exponentials<typename Loss::Cross>(block, begin, end, sums);
     });
-    for (int lane = 0; lane < L; ++lane) static_cast<Sums&>(rows[lane]) = sums[lane];
+    for (int lane = 0; lane < L; ++lane) rows[lane].take(sums[lane]);
     for (int lane = 0; lane < L && args.has_threshold; ++lane) {
       rows[lane].kept = !rows[lane].masked() && !(static_cast<Acc>(1 / rows[lane].zb) <
                                                   static_cast<Acc>(args.threshold.get()));
@@ -168,7 +172,7 @@ void run_block(const Consistency& args, Block<Acc, L>& block, LossRow (&rows)[L]
                double* losses) {
   sum_rows<Loss>(args, block, rows);
   if constexpr (Loss::kTerms) {
-    double terms[L][2] = {};
+    Terms terms[L] = {};
     sum_terms<Loss::template Terms>(block, rows, terms);
     for (int lane = 0; lane < L; ++lane) std::copy_n(terms[lane], 2, rows[lane].terms);
   }
@@ -179,7 +183,7 @@ void run_block(const Consistency& args, Block<Acc, L>& block, LossRow (&rows)[L]
   }
   if (dteacher) {
     if constexpr (Loss::kTeacherTerms) {
-      double terms[L][2] = {};
+      Terms terms[L] = {};
       sum_terms<Loss::template TeacherTerms>(block, rows, terms);
       for (int lane = 0; lane < L; ++lane) std::copy_n(terms[lane], 2, rows[lane].teacher_terms);
     }

@@ -21,7 +21,7 @@ struct LogitMse {
   template <class Acc, int L>
   struct Terms {
     void set(int, const LossRow&) {}
-    MTK_INLINE void add(const Class<Acc>& c, int, Acc& squares, Acc&) const {
+    MTK_INLINE void add(const Class<Acc>& c, int, double& squares, double&) const {
       const Acc d = distance(c);
       squares += d * d;
     }

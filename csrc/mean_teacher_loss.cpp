@@ -121,7 +121,7 @@ struct ObjectiveRows {
     for_each_block<Acc, L>(args.classes, [&](int64_t begin, int64_t end) {
       add_exponentials<NoCross>(block, begin, end, sums);
     });
-    for (int lane = 0; lane < L; ++lane) static_cast<Sums&>(rows[lane]) = sums[lane];
+    for (int lane = 0; lane < L; ++lane) rows[lane].take(sums[lane]);
     add_class(block, rows, totals);
   }
 

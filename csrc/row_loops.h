@@ -11,7 +11,7 @@ namespace mtk {
 
 // Classes summed in the accumulator before an fp64 sum takes over; exp in fp64 is scalar, so its blocks are short.
 template <class Acc, int L>
-constexpr int64_t kBlock = L > 1 ? 64 : sizeof(Acc) == 4 ? 1024 : 32;
+constexpr int64_t kBlock = sizeof(Acc) == 8 ? 16 : L > 1 ? 64 : 1024;
 
 // L rows: class c of row `lane` at c * L + lane. x = (a - ma) * sa, and y likewise: what exponentials are taken of.
 template <class Acc, int L>
@@ -35,10 +35,23 @@ MTK_INLINE Class<Acc> at(const Block<Acc, L>& block, int64_t i, int lane) {
           (block.b[i] - block.mb[lane]) * block.sb};
 }
 
-// One row's sums; `cross` and `terms` are the loss's own.
-struct Sums {
-  double za, zb, cross, terms[2], teacher_terms[2];
+// A sum of blocks' sums, with what was rounded off kept apart: fp64 rows are asked for fp64's last digit.
+struct Sum {
+  double value = 0, rest = 0;
+
+  void operator+=(double x) {
+    const double sum = value + x, back = sum - value;
+    rest += (value - (sum - back)) + (x - back);
+    value = sum;
+  }
+  operator double() const { return value + rest; }
 };
+
+// What the first pass over a row adds up; `cross` is the loss's own.
+struct Sums {
+  Sum za, zb, cross;
+};
+using Terms = Sum[2];
 
 template <class Acc>
 MTK_INLINE Acc finite_max(Acc max) {
@@ -82,7 +95,8 @@ template <class Cross, class Acc>
 MTK_CPU_CLONES static void add_exponentials(const Block<Acc, 1>& block, int64_t begin, int64_t end, Sums* sums) {
   const Acc *a = block.a, *b = block.b, ma = block.ma[0], mb = block.mb[0], sa = block.sa, sb = block.sb;
   Acc *to_a = block.ea, *to_b = block.eb;
-  Acc za = 0, zb = 0, cross = 0;
+  Acc za = 0, zb = 0;
+  double cross = 0;
 #pragma omp simd reduction(+ : za, zb, cross)
   for (int64_t c = begin; c < end; ++c) {
     const Acc x = (a[c] - ma) * sa, y = (b[c] - mb) * sb;
@@ -97,7 +111,7 @@ MTK_CPU_CLONES static void add_exponentials(const Block<Acc, 1>& block, int64_t 
 template <class Cross, class Acc, int L>
 MTK_CPU_CLONES static void add_exponentials(const Block<Acc, L>& block, int64_t begin, int64_t end, Sums* sums) {
   const Acc sa = block.sa, sb = block.sb;
-  Acc za[L] = {}, zb[L] = {}, cross[L] = {};
+  double za[L] = {}, zb[L] = {}, cross[L] = {};
   for (int64_t i = begin * L; i < end * L; i += L) {
 #pragma omp simd
     for (int lane = 0; lane < L; ++lane) {
@@ -115,17 +129,17 @@ MTK_CPU_CLONES static void add_exponentials(const Block<Acc, L>& block, int64_t 
 
 // f.add(class, lane, t0, t1) over classes [begin, end).
 template <class F, class Acc>
-MTK_CPU_CLONES static void add_terms(F f, const Block<Acc, 1>& block, int64_t begin, int64_t end, double (*to)[2]) {
+MTK_CPU_CLONES static void add_terms(F f, const Block<Acc, 1>& block, int64_t begin, int64_t end, Terms* to) {
   const Block<Acc, 1> rows = block;
-  Acc t0 = 0, t1 = 0;
+  double t0 = 0, t1 = 0;
 #pragma omp simd reduction(+ : t0, t1)
   for (int64_t c = begin; c < end; ++c) f.add(at(rows, c, 0), 0, t0, t1);
   to[0][0] += t0, to[0][1] += t1;
 }
 
 template <class F, class Acc, int L>
-MTK_CPU_CLONES static void add_terms(F f, const Block<Acc, L>& block, int64_t begin, int64_t end, double (*to)[2]) {
-  Acc t0[L] = {}, t1[L] = {};
+MTK_CPU_CLONES static void add_terms(F f, const Block<Acc, L>& block, int64_t begin, int64_t end, Terms* to) {
+  double t0[L] = {}, t1[L] = {};
   for (int64_t i = begin * L; i < end * L; i += L) {
 #pragma omp simd
     for (int lane = 0; lane < L; ++lane) f.add(at(block, i + lane, lane), lane, t0[lane], t1[lane]);

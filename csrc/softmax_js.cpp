@@ -1,4 +1,4 @@
-// softmax_js on the CPU. With r = (p - q) / (p + q) = d / (zb p + zb q): sums of p log1p(r) and of q log1p(-r).
+// softmax_js on the CPU: sums of p log(p / m) and of q log(q / m), with m = (p + q) / 2.
 #include "softmax_js.h"
 
 #include "consistency_cpu.h"
@@ -6,7 +6,7 @@
 namespace mtk {
 namespace {
 
-// p log(p / m) and q log(q / m) of a class.
+// p log(p / m) and q log(q / m) of a class: p / m = 1 + r = 2 p / (p + q), which keeps its digits where p is small.
 template <class Acc, int L>
 struct Logs {
   Difference<Acc, L> difference;
@@ -16,16 +16,17 @@ struct Logs {
     difference.set(lane, row);
     inverse_za[lane] = static_cast<Acc>(row.inverse_za()), inverse_zb[lane] = static_cast<Acc>(row.inverse_zb());
   }
-  MTK_INLINE Acc r(const Class<Acc>& c, int lane) const {
-    const Acc both = c.ea * difference.high[lane] + c.eb;
-    const Acc r = difference(c.ea, c.eb, lane) / (both == 0 ? Acc(1) : both);
-    return r > 1 ? Acc(1) : r < -1 ? Acc(-1) : r;
+  MTK_INLINE Acc inverse_sum(const Class<Acc>& c, int lane) const {
+    const Acc sum = c.ea * difference.high[lane] + c.eb;
+    return 1 / (sum == 0 ? Acc(1) : sum);
   }
   MTK_INLINE Acc of_p(const Class<Acc>& c, int lane) const {
-    return c.ea * inverse_za[lane] * where(c.ea != 0, log1p_near(r(c, lane)));
+    const Acc inverse = inverse_sum(c, lane), r = difference(c.ea, c.eb, lane) * inverse;
+    return c.ea * inverse_za[lane] * log_near(2 * (c.ea * difference.high[lane]) * inverse, r);
   }
   MTK_INLINE Acc of_q(const Class<Acc>& c, int lane) const {
-    return c.eb * inverse_zb[lane] * where(c.eb != 0, log1p_near(-r(c, lane)));
+    const Acc inverse = inverse_sum(c, lane), r = difference(c.ea, c.eb, lane) * inverse;
+    return c.eb * inverse_zb[lane] * log_near(2 * c.eb * inverse, -r);
   }
 };
 
@@ -37,7 +38,7 @@ struct SoftmaxJs {
 
   template <class Acc, int L>
   struct Terms : Logs<Acc, L> {
-    MTK_INLINE void add(const Class<Acc>& c, int lane, Acc& of_p, Acc& of_q) const {
+    MTK_INLINE void add(const Class<Acc>& c, int lane, double& of_p, double& of_q) const {
       of_p += Logs<Acc, L>::of_p(c, lane);
       of_q += Logs<Acc, L>::of_q(c, lane);
     }

@@ -14,7 +14,7 @@ struct SoftmaxMse {
 
   template <class Acc, int L>
   struct Terms : Difference<Acc, L> {
-    MTK_INLINE void add(const Class<Acc>& c, int lane, Acc& squares, Acc& along) const {
+    MTK_INLINE void add(const Class<Acc>& c, int lane, double& squares, double& along) const {
       const Acc d = (*this)(c.ea, c.eb, lane);
       squares += d * d;
       along += c.ea * d;
@@ -23,7 +23,7 @@ struct SoftmaxMse {
 
   template <class Acc, int L>
   struct TeacherTerms : Difference<Acc, L> {
-    MTK_INLINE void add(const Class<Acc>& c, int lane, Acc& along, Acc&) const {
+    MTK_INLINE void add(const Class<Acc>& c, int lane, double& along, double&) const {
       along += c.eb * (*this)(c.ea, c.eb, lane);
     }
   };
