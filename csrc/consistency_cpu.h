@@ -30,6 +30,10 @@ struct NoCross {
 
 // ---- rows
 
+// What a row's constants are worked out in, to be rounded once.
+template <class Acc>
+using Wide = std::conditional_t<sizeof(Acc) == 8, long double, double>;
+
 // One row: its sums, and what becomes of them.
 struct LossRow {
   double za = 0, zb = 0, cross = 0, terms[2] = {}, teacher_terms[2] = {};
@@ -41,10 +45,15 @@ struct LossRow {
 
   bool masked() const { return za == 0 || zb == 0; }  // -inf throughout; NaN is not masked
   bool counts() const { return !masked() && weight != 0; }
-  // All 0 for a masked row.
-  double ratio() const { return masked() ? 0 : zb / za; }
-  double inverse_za() const { return masked() ? 0 : 1 / za; }
-  double inverse_zb() const { return masked() ? 0 : 1 / zb; }
+  // Both 0 for a masked row.
+  template <class Acc>
+  Wide<Acc> inverse_za() const {
+    return masked() ? Wide<Acc>(0) : 1 / static_cast<Wide<Acc>>(za);
+  }
+  template <class Acc>
+  Wide<Acc> inverse_zb() const {
+    return masked() ? Wide<Acc>(0) : 1 / static_cast<Wide<Acc>>(zb);
+  }
 
   void take(const Sums& sums) { za = sums.za, zb = sums.zb, cross = sums.cross; }
 };
@@ -56,10 +65,9 @@ struct Difference {
   Acc high[L], low[L];
 
   void set(int lane, const LossRow& row) {
-    const double ratio = row.ratio();
+    const Wide<Acc> ratio = row.zb * row.inverse_za<Acc>();
     high[lane] = static_cast<Acc>(ratio);
-    const double rest = sizeof(Acc) == 8 ? std::fma(-ratio, row.za, row.zb) * row.inverse_za() : ratio - high[lane];
-    low[lane] = static_cast<Acc>(rest);
+    low[lane] = static_cast<Acc>(ratio - high[lane]);
   }
   MTK_INLINE Acc operator()(Acc ea, Acc eb, int lane) const { return (ea * high[lane] - eb) + ea * low[lane]; }
 };
@@ -72,7 +80,7 @@ struct ProbabilityDifference {
 
   void set_scaled(int lane, const LossRow& row, double scale) {
     difference.set(lane, row);
-    factor[lane] = static_cast<Acc>(scale * row.inverse_zb());
+    factor[lane] = static_cast<Acc>(scale * row.inverse_zb<Acc>());
   }
   MTK_INLINE Acc operator()(const Class<Acc>& c, int lane) const {
     return factor[lane] * difference(c.ea, c.eb, lane);

@@ -31,7 +31,7 @@ struct SoftmaxCrossEntropy {
 
     void set(int lane, const LossRow& row) {
       this->set_scaled(lane, row, row.student * (1 - row.smoothing));
-      smoothed[lane] = static_cast<Acc>(row.student * row.smoothing * row.inverse_za());
+      smoothed[lane] = static_cast<Acc>(row.student * row.smoothing * row.inverse_za<Acc>());
       uniform[lane] = static_cast<Acc>(row.student * row.smoothing / static_cast<double>(row.classes));
     }
     MTK_INLINE Acc operator()(const Class<Acc>& c, int lane) const {
@@ -45,8 +45,8 @@ struct SoftmaxCrossEntropy {
     Acc factor[L], mean[L];
 
     void set(int lane, const LossRow& row) {
-      factor[lane] = static_cast<Acc>(row.teacher * (1 - row.smoothing) * row.inverse_zb());
-      mean[lane] = static_cast<Acc>(row.cross * row.inverse_zb());
+      factor[lane] = static_cast<Acc>(row.teacher * (1 - row.smoothing) * row.inverse_zb<Acc>());
+      mean[lane] = static_cast<Acc>(row.cross * row.inverse_zb<Acc>());
     }
     MTK_INLINE Acc operator()(const Class<Acc>& c, int lane) const {
       return factor[lane] * c.eb * where(c.eb != 0, mean[lane] - c.x);

@@ -14,19 +14,19 @@ struct Logs {
 
   void set(int lane, const LossRow& row) {
     difference.set(lane, row);
-    inverse_za[lane] = static_cast<Acc>(row.inverse_za()), inverse_zb[lane] = static_cast<Acc>(row.inverse_zb());
+    inverse_za[lane] = static_cast<Acc>(row.inverse_za<Acc>()), inverse_zb[lane] = static_cast<Acc>(row.inverse_zb<Acc>());
   }
-  MTK_INLINE Acc inverse_sum(const Class<Acc>& c, int lane) const {
+  MTK_INLINE Acc sum(const Class<Acc>& c, int lane) const {
     const Acc sum = c.ea * difference.high[lane] + c.eb;
-    return 1 / (sum == 0 ? Acc(1) : sum);
+    return sum == 0 ? Acc(1) : sum;
   }
   MTK_INLINE Acc of_p(const Class<Acc>& c, int lane) const {
-    const Acc inverse = inverse_sum(c, lane), r = difference(c.ea, c.eb, lane) * inverse;
-    return c.ea * inverse_za[lane] * log_near(2 * (c.ea * difference.high[lane]) * inverse, r);
+    const Acc both = sum(c, lane), r = difference(c.ea, c.eb, lane) / both;
+    return c.ea * inverse_za[lane] * log_near(2 * (c.ea * difference.high[lane]) / both, r);
   }
   MTK_INLINE Acc of_q(const Class<Acc>& c, int lane) const {
-    const Acc inverse = inverse_sum(c, lane), r = difference(c.ea, c.eb, lane) * inverse;
-    return c.eb * inverse_zb[lane] * log_near(2 * c.eb * inverse, -r);
+    const Acc both = sum(c, lane), r = difference(c.ea, c.eb, lane) / both;
+    return c.eb * inverse_zb[lane] * log_near(2 * c.eb / both, -r);
   }
 };
 
@@ -51,7 +51,7 @@ struct SoftmaxJs {
     void set(int lane, const LossRow& row) {
       Logs<Acc, L>::set(lane, row);
       factor[lane] = static_cast<Acc>(row.student / 2);
-      mean[lane] = static_cast<Acc>(row.terms[0] * row.inverse_za());
+      mean[lane] = static_cast<Acc>(row.terms[0] * row.inverse_za<Acc>());
     }
     MTK_INLINE Acc operator()(const Class<Acc>& c, int lane) const {
       return factor[lane] * (this->of_p(c, lane) - c.ea * mean[lane]);
@@ -65,7 +65,7 @@ struct SoftmaxJs {
     void set(int lane, const LossRow& row) {
       Logs<Acc, L>::set(lane, row);
       factor[lane] = static_cast<Acc>(row.teacher / 2);
-      mean[lane] = static_cast<Acc>(row.terms[1] * row.inverse_zb());
+      mean[lane] = static_cast<Acc>(row.terms[1] * row.inverse_zb<Acc>());
     }
     MTK_INLINE Acc operator()(const Class<Acc>& c, int lane) const {
       return factor[lane] * (this->of_q(c, lane) - c.eb * mean[lane]);

@@ -22,17 +22,17 @@ struct SoftmaxKl {
     void set(int lane, const LossRow& row) { this->set_scaled(lane, row, row.student); }
   };
 
-  // q ((y - x) - mean of y - x along q)
+  // q ((y - x) - mean of y - x along q); y is near 0 where q counts, so that one rounding is large, not two
   template <class Acc, int L>
   struct OfTeacher {
     Acc factor[L], mean[L];
 
     void set(int lane, const LossRow& row) {
-      factor[lane] = static_cast<Acc>(row.teacher * row.inverse_zb());
-      mean[lane] = static_cast<Acc>(row.cross * row.inverse_zb());
+      factor[lane] = static_cast<Acc>(row.teacher * row.inverse_zb<Acc>());
+      mean[lane] = static_cast<Acc>(row.cross * row.inverse_zb<Acc>());
     }
     MTK_INLINE Acc operator()(const Class<Acc>& c, int lane) const {
-      return factor[lane] * c.eb * where(c.eb != 0, (c.y - c.x) - mean[lane]);
+      return factor[lane] * c.eb * where(c.eb != 0, (c.y - mean[lane]) - c.x);
     }
   };
 };

@@ -9,7 +9,7 @@ struct SoftmaxMse {
   static constexpr bool kSoftmax = true, kLogits = false, kTerms = true, kTeacherTerms = true;
 
   static double loss(const LossRow& row) {
-    return row.terms[0] * row.inverse_zb() * row.inverse_zb() / static_cast<double>(row.classes);
+    return row.terms[0] / (row.zb * row.zb * static_cast<double>(row.classes));
   }
 
   template <class Acc, int L>
@@ -36,9 +36,9 @@ struct SoftmaxMse {
 
     void set(int lane, const LossRow& row) {
       difference.set(lane, row);
-      factor[lane] = static_cast<Acc>(2 * row.student / static_cast<double>(row.classes) * row.inverse_za() *
-                                      row.inverse_zb());
-      mean[lane] = static_cast<Acc>(row.terms[1] * row.inverse_za());
+      factor[lane] = static_cast<Acc>(2 * row.student / static_cast<double>(row.classes) * row.inverse_za<Acc>() *
+                                      row.inverse_zb<Acc>());
+      mean[lane] = static_cast<Acc>(row.terms[1] * row.inverse_za<Acc>());
     }
     MTK_INLINE Acc operator()(const Class<Acc>& c, int lane) const {
       return factor[lane] * c.ea * (difference(c.ea, c.eb, lane) - mean[lane]);
@@ -52,9 +52,9 @@ struct SoftmaxMse {
 
     void set(int lane, const LossRow& row) {
       difference.set(lane, row);
-      factor[lane] = static_cast<Acc>(-2 * row.teacher / static_cast<double>(row.classes) * row.inverse_zb() *
-                                      row.inverse_zb());
-      mean[lane] = static_cast<Acc>(row.teacher_terms[0] * row.inverse_zb());
+      factor[lane] = static_cast<Acc>(-2 * row.teacher / static_cast<double>(row.classes) * row.inverse_zb<Acc>() *
+                                      row.inverse_zb<Acc>());
+      mean[lane] = static_cast<Acc>(row.teacher_terms[0] * row.inverse_zb<Acc>());
     }
     MTK_INLINE Acc operator()(const Class<Acc>& c, int lane) const {
       return factor[lane] * c.eb * (difference(c.ea, c.eb, lane) - mean[lane]);

@@ -18,17 +18,17 @@ struct SoftmaxReverseKl {
 
   static double loss(const LossRow& row) { return row.cross / row.za + std::log(row.zb / row.za); }
 
-  // p ((x - y) - mean of x - y along p)
+  // p ((x - y) - mean of x - y along p); x is near 0 where p counts, so that one rounding is large, not two
   template <class Acc, int L>
   struct OfStudent {
     Acc factor[L], mean[L];
 
     void set(int lane, const LossRow& row) {
-      factor[lane] = static_cast<Acc>(row.student * row.inverse_za());
-      mean[lane] = static_cast<Acc>(row.cross * row.inverse_za());
+      factor[lane] = static_cast<Acc>(row.student * row.inverse_za<Acc>());
+      mean[lane] = static_cast<Acc>(row.cross * row.inverse_za<Acc>());
     }
     MTK_INLINE Acc operator()(const Class<Acc>& c, int lane) const {
-      return factor[lane] * c.ea * where(c.ea != 0, (c.x - c.y) - mean[lane]);
+      return factor[lane] * c.ea * where(c.ea != 0, (c.x - mean[lane]) - c.y);
     }
   };
 

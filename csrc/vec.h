@@ -37,13 +37,14 @@ MTK_INLINE float exp_nonpositive(float x) {
 
 MTK_INLINE double exp_nonpositive(double x) { return std::exp(x); }
 
-// log(u) for 0 < u <= 2 with u = 1 + r, in fp32: e ln 2 + log(1 + f), where 1 + f lies in [sqrt(1/2), sqrt(2)). There f
-// is r itself as long as e is 0, so that small r lose nothing. Largest relative error 2e-7. Of 0: some finite number.
+// log(u) for 0 < u <= 2 with u = 1 + r, in fp32: e ln 2 + log(1 + f), where 1 + f lies in [sqrt(1/2), sqrt(2)). f comes
+// from r unless u is small, so that small r lose nothing. Of 0: some finite number.
 MTK_INLINE float log_near(float u, float r) {
   const int32_t bits = bit_cast<int32_t>(u) - 0x3f3504f3;  // of sqrt(1/2)
   const int32_t exponent = bits >> 23;
   const float mantissa = bit_cast<float>((bits & 0x007fffff) + 0x3f3504f3);
-  const float e = static_cast<float>(exponent), f = exponent == 0 ? r : mantissa - 1.0f;
+  const float e = static_cast<float>(exponent);
+  const float f = exponent == 0 ? r : exponent == 1 ? 0.5f * (r - 1.0f) : mantissa - 1.0f;
   float poly = 7.0376836292e-2f;
   poly = poly * f - 1.1514610310e-1f;
   poly = poly * f + 1.1676998740e-1f;
