@@ -23,6 +23,7 @@ constexpr int64_t kLogitsPerThread = 8 * 1024;  // fewer do not pay for one more
 // nothing
 
 struct NoCross {
+  static constexpr bool kNone = true;
   template <class Acc>
   MTK_INLINE static Acc term(Acc, Acc, Acc, Acc) {
     return 0;

@@ -11,6 +11,7 @@ struct SoftmaxCrossEntropy {
   static constexpr bool kSoftmax = true, kLogits = false, kTerms = false, kTeacherTerms = false;
 
   struct Cross {
+    static constexpr bool kNone = false;
     template <class Acc>
     MTK_INLINE static Acc term(Acc, Acc eb, Acc x, Acc) {
       return eb * where(eb != 0, x);

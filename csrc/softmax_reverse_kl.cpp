@@ -10,6 +10,7 @@ struct SoftmaxReverseKl {
   static constexpr bool kSoftmax = true, kLogits = true, kTerms = false, kTeacherTerms = false;
 
   struct Cross {
+    static constexpr bool kNone = false;
     template <class Acc>
     MTK_INLINE static Acc term(Acc ea, Acc, Acc x, Acc y) {
       return ea * where(ea != 0, x - y);
