@@ -94,12 +94,12 @@ def mean_teacher_loss(
 
         def compute() -> Computed:
             *outputs, dstudent, dsecond = backend.mean_teacher_loss(*arguments, learns)
-            return Computed(tuple(outputs), (dstudent, dsecond))
+            return tuple(outputs), (dstudent, dsecond)
 
         if learns:
             total, parts, counts = Eager.apply(student, second, _OP, None, backend, compute)
         else:
-            total, parts, counts = compute().outputs
+            (total, parts, counts), _ = compute()
     return MeanTeacherLoss(total, *parts.unbind(), *counts.unbind())
 
 
