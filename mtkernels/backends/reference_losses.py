@@ -58,11 +58,17 @@ def _reverse_kl(s: _Sides, options):
 
 
 def _js(s: _Sides, options):
-    r = torch.where(s.p + s.q == 0, 0, (s.p - s.q) / (s.p + s.q))  # log(p / m) = log1p(r), log(q / m) = log1p(-r)
-    of_p, of_q = _times(s.p, r.log1p()), _times(s.q, (-r).log1p())
+    of_p, of_q = _times(s.p, _log_over_mean(s.p, s.q)), _times(s.q, _log_over_mean(s.q, s.p))
     along_p, along_q = of_p.sum(-1, keepdim=True), of_q.sum(-1, keepdim=True)
     losses = (of_p + of_q).sum(-1) / 2
     return losses, (of_p - s.p * along_p) / 2, (of_q - s.q * along_q) / 2
+
+
+def _log_over_mean(u: Tensor, v: Tensor) -> Tensor:
+    """log(u / m), m = (u + v) / 2: log1p(r) with r = (u - v) / (u + v), which may round to -1 where u is the smaller."""
+    mean = torch.where(u + v == 0, 1, u + v) / 2
+    r = (u - v) / (2 * mean)
+    return torch.where(r < -0.5, (u / mean).log(), r.log1p())
 
 
 def _cross_entropy(s: _Sides, options):
