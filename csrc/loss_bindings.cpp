@@ -57,8 +57,8 @@ py::object empty_loss(const TensorView& student, int64_t dim, bool doubles, Redu
   return empty(student, py::tuple(sizes), doubles ? torch().float64 : torch().float32);
 }
 
-// Uninitialised, laid out like the logits. fp32 for fp16 logits: fp16 would lose what a loss scale brings back
-// later.
+// Uninitialised, laid out like the logits. fp32 for fp16 logits: fp16 would lose what a loss scale brings
+// back later.
 py::object empty_gradient(const TensorView& logits) {
   const bool half = logits.float_dtype() == Dtype::f16;
   PyObject* arguments[] = {logits.object, torch().float32.ptr()};
@@ -92,7 +92,8 @@ void check_consistency(const char* op, const py::object& student, const py::obje
   Consistency args{};
   std::optional<TensorView> weight;
   check_consistency_views(op, TensorView::of(student.ptr(), {op, "student"}),
-                          TensorView::of(teacher.ptr(), {op, "teacher"}), dim, reduction, options, args, weight);
+                          TensorView::of(teacher.ptr(), {op, "teacher"}), dim, reduction, options, args,
+                          weight);
 }
 
 // gradients: 1 the student's, 2 the teacher's, 3 both.
@@ -137,7 +138,9 @@ int64_t label_at(const MeanTeacherLoss& args, int64_t offset) {
 
 // On the CPU alone: a GPU's labels are not looked at here.
 void check_label_range(const MeanTeacherLoss& args) {
-  const Operand rows{nullptr, Dtype::f32, 0,
+  const Operand rows{nullptr,
+                     Dtype::f32,
+                     0,
                      {args.labels.row_strides[0], args.labels.row_strides[1], args.labels.row_strides[2],
                       args.labels.row_strides[3]}};
   for (int64_t row = 0; row < args.rows; ++row) {
@@ -189,8 +192,8 @@ int64_t read_objective(ObjectiveViews& views, const py::object& student, const p
   return along;
 }
 
-void place_objective(int64_t along, const ObjectiveViews& views, const Output& dstudent, const Output& dsecond,
-                     MeanTeacherLoss& args) {
+void place_objective(int64_t along, const ObjectiveViews& views, const Output& dstudent,
+                     const Output& dsecond, MeanTeacherLoss& args) {
   Operand labels{};
   const Placed placed[] = {{&views.student, &args.student},
                            {&views.teacher, &args.teacher},

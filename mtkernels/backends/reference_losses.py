@@ -58,17 +58,16 @@ def _reverse_kl(s: _Sides, options):
 
 
 def _js(s: _Sides, options):
-    of_p, of_q = _times(s.p, _log_over_mean(s.p, s.q)), _times(s.q, _log_over_mean(s.q, s.p))
+    of_p, of_q = _times(s.p, _log_of_mean(s.p, s.q)), _times(s.q, _log_of_mean(s.q, s.p))
     along_p, along_q = of_p.sum(-1, keepdim=True), of_q.sum(-1, keepdim=True)
     losses = (of_p + of_q).sum(-1) / 2
     return losses, (of_p - s.p * along_p) / 2, (of_q - s.q * along_q) / 2
 
 
-def _log_over_mean(u: Tensor, v: Tensor) -> Tensor:
-    """log(u / m), m = (u + v) / 2: log1p(r) with r = (u - v) / (u + v), which may round to -1 where u is the smaller."""
-    mean = torch.where(u + v == 0, 1, u + v) / 2
-    r = (u - v) / (2 * mean)
-    return torch.where(r < -0.5, (u / mean).log(), r.log1p())
+def _log_of_mean(p: Tensor, q: Tensor) -> Tensor:
+    """log(p / m) with m = (p + q) / 2, which loses nothing where p and q are close, nor where p is small."""
+    r = (p - q) / (p + q)
+    return torch.where(r > -0.5, r.log1p(), (2 * p / (p + q)).log())
 
 
 def _cross_entropy(s: _Sides, options):
@@ -158,9 +157,9 @@ def _sides(student: Tensor, teacher: Tensor, dim: int, options) -> tuple[_Sides,
         b = b - options.center.to(wide)
     masked = (a.amax(-1) == -torch.inf) | (b.amax(-1) == -torch.inf)
     a, b = a.masked_fill(masked.unsqueeze(-1), 0), b.masked_fill(masked.unsqueeze(-1), 0)
-    log_p = torch.log_softmax(a / options.student_temperature, -1)
-    log_q = torch.log_softmax(b / options.teacher_temperature, -1)
-    return _Sides(a, b, log_p, log_q, log_p.exp(), log_q.exp()), masked
+    x, y = a / options.student_temperature, b / options.teacher_temperature
+    logs, probs = (torch.log_softmax(x, -1), torch.log_softmax(y, -1)), (x.softmax(-1), y.softmax(-1))
+    return _Sides(a, b, *logs, *probs), masked
 
 
 def _factor(options, losses: Tensor) -> Tensor:
