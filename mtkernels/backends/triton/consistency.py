@@ -1,7 +1,7 @@
 """The losses between a student's and a teacher's logits: one kernel for all of them, and its launch.
 
-Of csrc/consistency.h, in its letters. A program walks tiles of [ROWS, BLOCK] logits: rows that fit a block are read once,
-longer ones two or three times (logit_mse: once). What is None is not in the kernel. Row losses are added up in fp64.
+Of csrc/consistency.h, in its letters. A program walks tiles of [ROWS, BLOCK] logits: rows that fit a block are read
+once, longer ones two or three times (logit_mse: once). What is None is not in the kernel. Row losses add up in fp64.
 """
 
 import functools
@@ -20,7 +20,7 @@ from mtkernels.backends.triton.decay import parts
 from mtkernels.backends.triton.launch import FP_FUSION, on_device, ticket_of
 from mtkernels.backends.triton.layout import first_of_row, layout
 from mtkernels.backends.triton.partials import PARTIALS, add_up, comes_last, leave, new_partials
-from mtkernels.backends.triton.row_math import divide, number
+from mtkernels.backends.triton.row_math import divide, given, number
 
 _NO_OPTIONS = LossOptions()
 _NO_STRIDES = (0, 0, 0, 0, 0)
@@ -74,12 +74,8 @@ def _consistency_kernel(
         scale if student_scale is None else scale * number(student_scale, wide),
         scale if teacher_scale is None else scale * number(teacher_scale, wide),
     )
-    least = None
-    if threshold is not None:
-        least = number(threshold, wide)
-    elif threshold_at is not None:
-        least = tl.load(threshold_at).to(wide)
-    smooth = None if smoothing is None else number(smoothing, wide)
+    least = given(threshold, threshold_at, wide)
+    smooth = given(smoothing, None, wide)
     sums: tl.constexpr = wide if partials is None else partials.dtype.element_ty
     losses = tl.zeros([ROWS, 1], sums)
     counted = tl.zeros([ROWS, 1], tl.int32)

@@ -1,4 +1,4 @@
-"""A tile of a loss's rows: read once where a row fits a block, else two or three times. Gives row losses and which count.
+"""A tile of a loss's rows, read once where a row fits a block, else two or three times: losses, and which rows count.
 
 `at`: pointers to class 0 of each row, of student, teacher, dstudent and dteacher; `along`: their class strides.
 `scales`: what the gradients of each side are multiplied by, beside the row's factor.
@@ -17,6 +17,7 @@ from mtkernels.backends.triton.row_math import (
     load_centered,
     load_logits,
     normalizers,
+    online,
     row_loss,
     row_max,
     row_sum,
@@ -87,14 +88,8 @@ def _maxima_and_sums(
             highest, block_largest, block_nan = first_largest(b, columns, classes)
             largest = tl.where(highest > mb, block_largest, largest)
             nan = tl.minimum(nan, block_nan)
-        higher_a = tl.maximum(ma, row_max(a))
-        higher_b = tl.maximum(mb, row_max(b))
-        za = za * tl.exp(tempered(ma - finite(higher_a), student_scale))
-        zb = zb * tl.exp(tempered(mb - finite(higher_b), teacher_scale))
-        za += row_sum(tl.exp(tempered(a - finite(higher_a), student_scale)))
-        zb += row_sum(tl.exp(tempered(b - finite(higher_b), teacher_scale)))
-        ma = higher_a
-        mb = higher_b
+        ma, za = online(ma, za, a, student_scale)
+        mb, zb = online(mb, zb, b, teacher_scale)
     return finite(ma), finite(mb), za, zb, tl.where(nan < classes, nan, largest)
 
 
@@ -198,7 +193,7 @@ def logit_tile(
         if GRADIENTS & 2:
             store_gradient(at[3], columns, along[3], classes, in_row, scale_b, scale_b * d)
     masked = (seen_a & seen_b) == 0
-    if GRADIENTS != 0:
+    if GRADIENTS != 0:  # noqa: SIM102 (this one when it is compiled, the next when it runs)
         if tl.max((masked & in_row).to(tl.int32)) != 0:
             tl.debug_barrier()
             nothing = tl.zeros([factor.shape[0], BLOCK], factor.dtype)

@@ -1,7 +1,7 @@
 """What the losses work out of a tile of rows: csrc/consistency.h and the ops' headers, in their letters.
 
-x = (a - ma) / temperature with ma = max a, ea = exp(x), za = sum ea, and so with b; d = p - q, where p = ea / za. LOSS
-is an op's name; GRADIENTS: 1 the student's, 2 the teacher's, 3 both. A number of the host comes in parts, as decay.py's.
+x = (a - ma) / temperature with ma = max a, ea = exp(x), za = sum ea, and so with b; d = p - q, where p = ea / za.
+LOSS: an op's name. GRADIENTS: 1 the student's, 2 the teacher's, 3 both. Numbers of the host come in decay.py's parts.
 """
 
 import triton
@@ -43,8 +43,19 @@ def number(parts, wide: tl.constexpr):
 
 
 @triton.jit
+def given(parts, pointer, wide: tl.constexpr):
+    """A number that the host gave, or that lies on the device; None where there is neither."""
+    if parts is not None:
+        return number(parts, wide)
+    elif pointer is not None:
+        return tl.load(pointer).to(wide)
+    else:
+        return None
+
+
+@triton.jit
 def tempered(x, scale):
-    """x / temperature, exact to a rounding: scale's own rounding would be the same for all classes and not average out."""
+    """x / temperature: were scale rounded to one number, that error would be one for all classes and not average out."""
     if scale is None:
         return x
     elif x.dtype == tl.float64:
@@ -66,6 +77,14 @@ def load_centered(pointers, columns, stride, classes, in_row, center, center_str
         at = center + columns.to(tl.int64) * center_stride
         logits -= tl.load(at, mask=columns < classes, other=0.0).to(wide)
     return logits
+
+
+@triton.jit
+def online(maximum, z, logits, scale):
+    """The running maximum, and the sum of exponentials that goes with it, after more logits."""
+    higher = tl.maximum(maximum, row_max(logits))
+    z = z * tl.exp(tempered(maximum - finite(higher), scale))
+    return higher, z + row_sum(tl.exp(tempered(logits - finite(higher), scale)))
 
 
 @triton.jit
@@ -149,8 +168,8 @@ def sums(
 ):  # fmt: skip
     """Three, 0 where LOSS or GRADIENTS need no more. 0 log 0 = 0, yet a class masked on one side alone may tell.
 
-    softmax_mse: of d^2, ea d, eb d. softmax_kl: of eb (y - x). softmax_reverse_kl: of ea (x - y). softmax_js: of zb times
-    the terms of both sides, of p's, of q's. softmax_cross_entropy: of eb x (hard: x at the target), of x.
+    softmax_mse: of d^2, ea d, eb d. softmax_kl: of eb (y - x). softmax_reverse_kl: of ea (x - y). softmax_js, times zb:
+    of both sides' terms, p's, q's. softmax_cross_entropy: of eb x (hard: x at the target), of x.
     """
     nothing = tl.zeros([x.shape[0], 1], x.dtype)
     second = nothing
@@ -174,10 +193,7 @@ def sums(
         if GRADIENTS & 2:
             third = row_sum(of_q)
     else:
-        if HARD:
-            first = row_sum(tl.where(columns == target, x, 0.0))
-        else:
-            first = row_sum(tl.where(eb == 0, 0.0, eb * x))
+        first = row_sum(tl.where(columns == target, x, 0.0) if HARD else tl.where(eb == 0, 0.0, eb * x))
         if smoothing is not None:
             second = row_sum(tl.where(columns < classes, x, 0.0))
     return first, second, third
