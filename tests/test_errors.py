@@ -319,13 +319,21 @@ def test_losses_refuse(name, case, requires_grad):
 
 
 OPTION = {
-    "temperature": ({"student_temperature": 0.0}, ValueError, "student_temperature must be positive and finite, got 0.0"),
+    "temperature": (
+        {"student_temperature": 0.0},
+        ValueError,
+        "student_temperature must be positive and finite, got 0.0",
+    ),
     "infinite temperature": (
         {"teacher_temperature": float("inf")},
         ValueError,
         "teacher_temperature must be positive and finite, got inf",
     ),
-    "temperature of no kind": ({"teacher_temperature": "1"}, TypeError, "teacher_temperature must be a number, got str"),
+    "temperature of no kind": (
+        {"teacher_temperature": "1"},
+        TypeError,
+        "teacher_temperature must be a number, got str",
+    ),
     "temperature that divides to infinity": (
         {"student_temperature": 1e-320},
         ValueError,
@@ -359,7 +367,11 @@ OPTION = {
     ),
     "threshold": ({"threshold": 1.5}, ValueError, "threshold must be between 0 and 1, got 1.5"),
     "threshold NaN": ({"threshold": float("nan")}, ValueError, "threshold must be between 0 and 1, got nan"),
-    "threshold of two": ({"threshold": torch.ones(2)}, ValueError, "threshold must be a number or hold one, got shape [2]"),
+    "threshold of two": (
+        {"threshold": torch.ones(2)},
+        ValueError,
+        "threshold must be a number or hold one, got shape [2]",
+    ),
     "threshold of integers": (
         {"threshold": torch.ones((), dtype=torch.int64)},
         TypeError,
@@ -370,8 +382,16 @@ OPTION = {
         ValueError,
         "threshold must be given where return_utilization is True, got None",
     ),
-    "smoothing": ({"label_smoothing": 1.0}, ValueError, "label_smoothing must be at least 0 and below 1, got 1.0"),
-    "smoothing of no kind": ({"label_smoothing": None}, TypeError, "label_smoothing must be a number, got NoneType"),
+    "smoothing": (
+        {"label_smoothing": 1.0},
+        ValueError,
+        "label_smoothing must be at least 0 and below 1, got 1.0",
+    ),
+    "smoothing of no kind": (
+        {"label_smoothing": None},
+        TypeError,
+        "label_smoothing must be a number, got NoneType",
+    ),
     "hard of no kind": ({"hard": 1}, TypeError, "hard must be a bool, got int"),
     "hard labels that learn": (
         {"hard": True, "two_sided": True},

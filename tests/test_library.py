@@ -9,7 +9,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import mtkernels
 
 
-
 def _js(a, b):
     p, q = a.softmax(-1), b.softmax(-1)
     m = ((p + q) / 2).log()
@@ -30,7 +29,14 @@ two = pytest.mark.parametrize("name", list(LOSSES)[:2])  # where what is tested 
 
 def registered(student, teacher, dim=-1, reduction="mean", gradients=1, *, options=()):
     """The arguments of torch.ops.mtkernels.<loss>."""
-    return student, teacher, dim, reduction, gradients, *(options or (1.0, 1.0, None, None, None, None, False, 0.0))
+    return (
+        student,
+        teacher,
+        dim,
+        reduction,
+        gradients,
+        *(options or (1.0, 1.0, None, None, None, None, False, 0.0)),
+    )
 
 
 def logits(rows=6, classes=11, *, requires_grad=True):
@@ -171,7 +177,8 @@ def test_second_derivatives_are_refused(name):
     ):
         torch.autograd.grad(getattr(mtkernels, name)(student, teacher), student, create_graph=True)
     with pytest.raises(
-        NotImplementedError, match=f"{name}: torch.func transforms must not be nested but for vmap, got 2 levels"
+        NotImplementedError,
+        match=f"{name}: torch.func transforms must not be nested but for vmap, got 2 levels",
     ):
         gradient = torch.func.grad(lambda s: getattr(mtkernels, name)(s, teacher))
         torch.func.grad(lambda s: gradient(s).sum())(student.detach())

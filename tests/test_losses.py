@@ -36,7 +36,9 @@ def test_sharpening_is_a_teachers_temperature(name):
     student, teacher = logits(7, 12)
     sharp = teacher.softmax(-1) ** 4
     sharp = (sharp / sharp.sum(-1, keepdim=True)).log()
-    torch.testing.assert_close(call(name, student, teacher, teacher_temperature=0.25), call(name, student, sharp))
+    torch.testing.assert_close(
+        call(name, student, teacher, teacher_temperature=0.25), call(name, student, sharp)
+    )
 
 
 @family
@@ -47,7 +49,9 @@ def test_weights_count_rows(name, classes):
     weight = torch.rand(3, 4)
     weight[1, 2] = 0
     torch.testing.assert_close(call(name, student, teacher, weight=weight), (weight * rows).mean())
-    torch.testing.assert_close(call(name, student, teacher, weight=weight, reduction="sum"), (weight * rows).sum())
+    torch.testing.assert_close(
+        call(name, student, teacher, weight=weight, reduction="sum"), (weight * rows).sum()
+    )
     student[1, 2], teacher[1, 2] = torch.nan, torch.inf  # weight 0: whatever it holds
     student.requires_grad_()
     loss = call(name, student, teacher, weight=weight)
@@ -83,13 +87,17 @@ def test_hard_labels_and_smoothing_equal_torchs_cross_entropy(smoothing, classes
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(torch.autograd.grad(loss, student), torch.autograd.grad(expected, student))
     soft = F.cross_entropy(student, teacher.softmax(-1), label_smoothing=smoothing)
-    torch.testing.assert_close(mtkernels.softmax_cross_entropy(student, teacher, label_smoothing=smoothing), soft)
+    torch.testing.assert_close(
+        mtkernels.softmax_cross_entropy(student, teacher, label_smoothing=smoothing), soft
+    )
 
 
 def test_the_first_of_equal_classes_is_the_hard_label():
     student = torch.randn(3, 40)
     loss = mtkernels.softmax_cross_entropy(student, torch.zeros(3, 40), hard=True, reduction="none")
-    torch.testing.assert_close(loss, F.cross_entropy(student, torch.zeros(3, dtype=torch.long), reduction="none"))
+    torch.testing.assert_close(
+        loss, F.cross_entropy(student, torch.zeros(3, dtype=torch.long), reduction="none")
+    )
 
 
 @family
@@ -172,7 +180,8 @@ def test_modules_say_what_they_hold(name):
     student, teacher = logits(4, 5)
     weight = torch.rand(4)
     assert torch.equal(
-        module(student, teacher, weight=weight), call(name, student, teacher, dim=1, reduction="sum", weight=weight)
+        module(student, teacher, weight=weight),
+        call(name, student, teacher, dim=1, reduction="sum", weight=weight),
     )
     assert repr(nn.Sequential(module)).splitlines()[1].endswith("(dim=1, reduction='sum')")
     with pytest.raises(TypeError, match=r"temperatur must be one of dim, reduction.*, got another option"):
@@ -190,7 +199,9 @@ def test_the_peak_of_memory_is_the_gradient():
     student, teacher = logits(64, 4096, dtype=torch.float32)
     student.requires_grad_()
     for name in SOFTMAX:
-        with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        with torch.profiler.profile(
+            profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]
+        ) as profile:
             call(name, student, teacher).backward()
         allocated = sum(max(event.self_cpu_memory_usage, 0) for event in profile.key_averages())
         assert allocated < 1.1 * student.nbytes, name

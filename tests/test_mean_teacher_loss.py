@@ -77,7 +77,9 @@ def test_it_counts_correct_predictions(classes, ties):
         (teacher, result.teacher_top1, result.teacher_top5),
     ):
         order = logits.nan_to_num(-1e9).sort(dim=-1, descending=True, stable=True).indices
-        right = (order == labels.unsqueeze(-1)) & labeled.unsqueeze(-1) & ~logits.isnan().any(-1, keepdim=True)
+        right = (
+            (order == labels.unsqueeze(-1)) & labeled.unsqueeze(-1) & ~logits.isnan().any(-1, keepdim=True)
+        )
         assert (top1, top5) == (right[:, :1].sum(), right[:, :5].sum())
 
 
@@ -92,7 +94,8 @@ def test_a_dense_map():
     )
     torch.testing.assert_close(result[1:4], expected)
     torch.testing.assert_close(
-        torch.autograd.grad(result.total, (student, second)), torch.autograd.grad(sum(expected), (student, second))
+        torch.autograd.grad(result.total, (student, second)),
+        torch.autograd.grad(sum(expected), (student, second)),
     )
 
 
@@ -172,7 +175,9 @@ def test_the_same_bits_for_any_number_of_threads():
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             results.append(
-                native.mean_teacher_loss(student, teacher, labels, second, -1, 1.0, 1.0, False, False, -1, True)
+                native.mean_teacher_loss(
+                    student, teacher, labels, second, -1, 1.0, 1.0, False, False, -1, True
+                )
             )
     finally:
         torch.set_num_threads(before)
@@ -193,7 +198,12 @@ REFUSED = {
         ValueError,
         "labels[0] must be a class from 0 to 3 or ignore_index (-1), got -2",
     ),
-    "label dtype": ((A, B, LABELS.double()), {}, TypeError, "labels must be int64 or int32, got torch.float64"),
+    "label dtype": (
+        (A, B, LABELS.double()),
+        {},
+        TypeError,
+        "labels must be int64 or int32, got torch.float64",
+    ),
     "label shape": (
         (A, B, LABELS[:2]),
         {},
@@ -249,7 +259,12 @@ REFUSED = {
         ValueError,
         "normalize must be 'batch' or 'labeled', got 'mean'",
     ),
-    "ignore_index": ((A, B, LABELS), {"ignore_index": None}, TypeError, "ignore_index must be an int, got NoneType"),
+    "ignore_index": (
+        (A, B, LABELS),
+        {"ignore_index": None},
+        TypeError,
+        "ignore_index must be an int, got NoneType",
+    ),
     "teacher that learns": (
         (A, B.clone().requires_grad_(), LABELS),
         {},

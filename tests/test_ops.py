@@ -324,7 +324,8 @@ def test_one_launch_and_no_sync(backend):
     calls = {
         "ema_update": lambda: _backend(backend).ema_update(teacher, student, 0.99),
         **{
-            op.name: lambda op=op: getattr(_backend(backend), op.name)(logits, targets, -1, "mean", 3) for op in LOSSES
+            op.name: lambda op=op: getattr(_backend(backend), op.name)(logits, targets, -1, "mean", 3)
+            for op in LOSSES
         },
         "mean_teacher_loss": lambda: _backend(backend).mean_teacher_loss(
             logits, targets, labels, targets, with_gradient=True

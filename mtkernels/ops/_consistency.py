@@ -32,7 +32,9 @@ def options_of(
         and label_smoothing == 0.0
     ):
         return None
-    return LossOptions(student_temperature, teacher_temperature, center, weight, threshold, hard, label_smoothing)
+    return LossOptions(
+        student_temperature, teacher_temperature, center, weight, threshold, hard, label_smoothing
+    )
 
 
 def run(op, student, teacher, dim, reduction, options, two_sided, return_utilization):
@@ -41,7 +43,9 @@ def run(op, student, teacher, dim, reduction, options, two_sided, return_utiliza
     gradients = _wanted(op, student, teacher, options, two_sided) if torch.is_grad_enabled() else 0
     if _loss.refuse_nesting(op):
         gradients = 3 if two_sided else 1
-        loss, *_, utilization = _RECORDED[op].apply(*_flat(student, teacher, dim, reduction, gradients, options))
+        loss, *_, utilization = _RECORDED[op].apply(
+            *_flat(student, teacher, dim, reduction, gradients, options)
+        )
     elif must_dispatch(student, teacher):
         flat = _flat(student, teacher, dim, reduction, gradients, options)
         loss, *_, utilization = getattr(torch.ops.mtkernels, op)(*flat)
@@ -52,7 +56,9 @@ def run(op, student, teacher, dim, reduction, options, two_sided, return_utiliza
             along = dim if reduction == "none" else None
 
             def compute() -> Computed:
-                loss, dstudent, dteacher, utilization = function(student, teacher, dim, reduction, gradients, options)
+                loss, dstudent, dteacher, utilization = function(
+                    student, teacher, dim, reduction, gradients, options
+                )
                 return (loss,) if utilization is None else (loss, utilization), (dstudent, dteacher)
 
             outputs = Eager.apply(student, teacher, op, along, backend, compute)
@@ -127,7 +133,9 @@ def _register(op: str) -> type[torch.autograd.Function]:
         def backward(ctx, dloss, *_):
             _loss.refuse_second_derivative(op)
             wanted = [
-                side for side, needed in enumerate(ctx.needs_input_grad[:2]) if needed and not ctx.gradients >> side & 1
+                side
+                for side, needed in enumerate(ctx.needs_input_grad[:2])
+                if needed and not ctx.gradients >> side & 1
             ]
             if wanted:
                 raise RuntimeError(
@@ -136,7 +144,8 @@ def _register(op: str) -> type[torch.autograd.Function]:
                 )
             sides = zip(ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad[:2], strict=True)
             gradients = [
-                _loss.scaled(saved, dloss, ctx.dim).to(dtype) if needed else None for saved, dtype, needed in sides
+                _loss.scaled(saved, dloss, ctx.dim).to(dtype) if needed else None
+                for saved, dtype, needed in sides
             ]
             return *gradients, *(None,) * 11
 

@@ -80,7 +80,10 @@ def mean_teacher_loss(
     learns = False
     if torch.is_grad_enabled() and isinstance(student, Tensor):
         _loss.refuse_gradient(
-            _OP, teacher=teacher, consistency_weight=consistency_weight, logit_distance_cost=logit_distance_cost
+            _OP,
+            teacher=teacher,
+            consistency_weight=consistency_weight,
+            logit_distance_cost=logit_distance_cost,
         )
         learns = _loss.learns(student) or (isinstance(second, Tensor) and _loss.learns(second))
     arguments = (student, teacher, labels, second, dim, consistency_weight, logit_distance_cost)
@@ -122,11 +125,27 @@ def _kernel(student, teacher, labels, second, dim, weight, cost, live_weight, li
     return tuple(student.new_empty(0) if output is None else output for output in outputs)
 
 
-def _fake(student, teacher, labels, second, dim, weight, cost, live_weight, live_cost, kl, by_labeled, ignore, gradient):
+def _fake(
+    student,
+    teacher,
+    labels,
+    second,
+    dim,
+    weight,
+    cost,
+    live_weight,
+    live_cost,
+    kl,
+    by_labeled,
+    ignore,
+    gradient,
+):
     logits = [tensor for tensor in (student, teacher, second) if tensor is not None]
     wide = torch.float64 if any(tensor.dtype == torch.float64 for tensor in logits) else torch.float32
     gradients = [
-        torch.empty_like(head, dtype=gradient_dtype(head)) if gradient and head is not None else student.new_empty(0)
+        torch.empty_like(head, dtype=gradient_dtype(head))
+        if gradient and head is not None
+        else student.new_empty(0)
         for head in (student, second)
     ]
     outputs = student.new_empty((), dtype=wide), student.new_empty(3, dtype=wide)
@@ -152,7 +171,9 @@ class _Recorded(torch.autograd.Function):
     def backward(ctx, dtotal, *_):
         _loss.refuse_second_derivative(_OP)
         if not ctx.with_gradient:
-            raise RuntimeError(f"{_OP}: backward needs with_gradient=True in the forward call of torch.ops.mtkernels")
+            raise RuntimeError(
+                f"{_OP}: backward needs with_gradient=True in the forward call of torch.ops.mtkernels"
+            )
         dstudent, dsecond = (
             None if dtype is None else _loss.scaled(saved, dtotal, None).to(dtype)
             for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)

@@ -128,7 +128,13 @@ def _consistency_kernel(
 
 
 def consistency(
-    op: str, student: Tensor, teacher: Tensor, dim: int, reduction: str, gradients: int, options: LossOptions | None
+    op: str,
+    student: Tensor,
+    teacher: Tensor,
+    dim: int,
+    reduction: str,
+    gradients: int,
+    options: LossOptions | None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """(loss, dstudent, dteacher, utilization): the loss in its accumulator, gradients in their gradient_dtype."""
     _C.check_consistency(op, student, teacher, dim, reduction, options)

@@ -116,7 +116,17 @@ def tile_in_blocks(
     OF_STUDENT: tl.constexpr = LOSS == "softmax_kl" or LOSS == "softmax_cross_entropy"
     EARLY: tl.constexpr = GRADIENTS & (1 if OF_STUDENT else 2 if LOSS == "softmax_reverse_kl" else 0)
     ma, mb, za, zb, target = _maxima_and_sums(
-        HARD, BLOCK, at, along, classes, in_row, center, center_stride, student_scale, teacher_scale, factor.dtype
+        HARD,
+        BLOCK,
+        at,
+        along,
+        classes,
+        in_row,
+        center,
+        center_stride,
+        student_scale,
+        teacher_scale,
+        factor.dtype,
     )
     masked, za, zb, ratio, inverse_zb = normalizers(za, zb)
     kept, factor = factors(masked, inverse_zb, factor, threshold)
@@ -127,7 +137,18 @@ def tile_in_blocks(
     third = tl.zeros_like(za)
     for start in range(0, classes, BLOCK):
         columns, x, y, ea, eb = _block(
-            BLOCK, start, at, along, classes, in_row, center, center_stride, student_scale, teacher_scale, ma, mb
+            BLOCK,
+            start,
+            at,
+            along,
+            classes,
+            in_row,
+            center,
+            center_stride,
+            student_scale,
+            teacher_scale,
+            ma,
+            mb,
         )
         u, v = contrast(LOSS, ea, eb, ratio, inverse_zb)
         of_first, of_second, of_third = sums(

@@ -20,7 +20,9 @@ class Layout:
     inner_tiles: int
     classes: int  # in units
     sizes: tuple[int, int]  # of the middle two of the four row dims
-    strides: tuple[tuple[int, ...], ...]  # of the logits and gradients: classes, then the four row dims in units
+    strides: tuple[
+        tuple[int, ...], ...
+    ]  # of the logits and gradients: classes, then the four row dims in units
     row_strides: tuple[tuple[int, ...], ...]  # of what has a number for each row: 0, then the four row dims
     unit: int
     tile_rows: int

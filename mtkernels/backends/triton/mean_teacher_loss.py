@@ -50,7 +50,9 @@ def _count_kernel(labels, counters, rows, inner, sizes, label_strides, ignore_in
 
 
 @triton.jit
-def _finish(parts_out, total, counts, partials, weight, cost, rows, BY_LABELED: tl.constexpr, PARTIALS: tl.constexpr):
+def _finish(
+    parts_out, total, counts, partials, weight, cost, rows, BY_LABELED: tl.constexpr, PARTIALS: tl.constexpr
+):
     one = tl.full([], 1.0, partials.dtype.element_ty)
     for k in tl.static_range(5):
         tl.store(counts + k, add_up(partials, 3 + k, PARTIALS).to(tl.int64))
