@@ -105,6 +105,7 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Native kernels of mtkernels. The public functions are those of the package.";
   mtk::bind_ema(m);
   mtk::bind_slots(m);
+  mtk::bind_targets(m);
   m.def("softmax_mse", &mtk::softmax_mse, "student"_a, "teacher"_a, "dim"_a, "reduction"_a,
         "with_gradient"_a);
   m.def("softmax_kl", &mtk::softmax_kl, "student"_a, "teacher"_a, "dim"_a, "reduction"_a, "with_gradient"_a);

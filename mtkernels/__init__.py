@@ -15,6 +15,17 @@ from mtkernels.compat.averaged_model import ema_multi_avg_fn
 from mtkernels.ema import WeightEMA
 from mtkernels.ops.consistency import softmax_kl, softmax_mse
 from mtkernels.ops.ema import ema_update
+from mtkernels.ops.multi_tensor import multi_tensor_cosine, multi_tensor_dot, multi_tensor_norm
 
 __version__ = "0.1.0"
-__all__ = ["WeightEMA", "ema_multi_avg_fn", "ema_update", "schedules", "softmax_kl", "softmax_mse"]
+__all__ = [
+    "WeightEMA",
+    "ema_multi_avg_fn",
+    "ema_update",
+    "multi_tensor_cosine",
+    "multi_tensor_dot",
+    "multi_tensor_norm",
+    "schedules",
+    "softmax_kl",
+    "softmax_mse",
+]

@@ -16,6 +16,8 @@ from mtkernels.backends import reference
 from mtkernels.ops.ema import EmaOptions
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+# Neither weight averages nor losses.
+OTHERS = ("multi_tensor_dot", "sharpen", "temporal_ensemble_")
 Shapes = tuple[tuple[int, ...], ...]
 
 
@@ -82,6 +84,10 @@ def _call_loss(name: str) -> Callable[..., list[Tensor]]:
     return call
 
 
+def _call_dot(backend: ModuleType, inputs, *, with_norms=False) -> list[Tensor]:
+    return [backend.multi_tensor_dot(*inputs, with_norms)]
+
+
 def _random_logits(
     shapes: Shapes, dtype: torch.dtype, device: str = "cpu", seed: int = 0, scale: float = 3.0
 ):
@@ -143,6 +149,24 @@ OPS = {
                 "500x1000": _many(500, 1000),
                 "160x160000": _many(160, 160_000),
                 "4x6M": _many(4, 6_000_000),
+            },
+        ),
+        Op(
+            name="multi_tensor_dot",
+            make=random_lists,
+            call=_call_dot,
+            options=({}, {"with_norms": True}),
+            cases={
+                "one": ((7, 5),),
+                "scalar": ((),),
+                "empty": ((2,), (0,), (3, 0, 2)),
+                "network": ((16, 3, 3, 3), (16,), (), (0,), (33, 17), (1,)),
+                "long": ((70_001,), (4096, 33)),
+            },
+            bench={
+                "500x16": _many(500, 16),
+                "500x1000": _many(500, 1000),
+                "160x160000": _many(160, 160_000),
             },
         ),
         Op("softmax_mse", _random_logits, _call_loss("softmax_mse"), _LOSS_OPTIONS, _LOSS_CASES, _LOSS_BENCH),

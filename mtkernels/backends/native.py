@@ -14,3 +14,4 @@ nonfinite_ = _C.nonfinite_
 softmax_mse = _C.softmax_mse
 softmax_kl = _C.softmax_kl
 scale_ = _C.scale_
+multi_tensor_dot = _C.multi_tensor_dot

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mtkernels import _C
+from mtkernels.backends.reference_targets import *  # noqa: F403
 
 
 def ema_update(teacher, student, decay, copied=0, names=None, options=None) -> None:
