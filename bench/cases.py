@@ -101,6 +101,8 @@ class Case:
         """The op on lists, as the tests call it."""
         if self.op in ROUNDINGS:
             return OPS[self.op].call(backend, inputs, dim=self.dim)
+        if self.op == "multi_tensor_dot":
+            return OPS[self.op].call(backend, inputs, with_norms=True)
         return OPS["ema_update"].call(backend, inputs, decay=decays(self.averages), copied=copied)
 
     def truths(self) -> tuple[list[Tensor], list[Tensor]]:
@@ -129,6 +131,8 @@ class Case:
             if self.op == "mean_teacher_loss":
                 return 5 * first[0].nbytes  # two heads, the teacher's one, two gradients
             return (4 if self.op == "logit_mse" else 3) * first[0].nbytes  # both logits, and the gradients
+        if self.op == "multi_tensor_dot":
+            return sum(tensor.nbytes for tensor in (*first, *second))
         unread = sum(tensor.nbytes for tensor in first[len(first) - self.copied :])
         return 2 * sum(tensor.nbytes for tensor in first) + sum(tensor.nbytes for tensor in second) - unread
 
@@ -176,7 +180,7 @@ def decays(averages: int) -> float | list[float]:
 
 
 def cases(op: str, device: str, large: bool = False) -> list[Case]:
-    if op in ROUNDINGS:
+    if op in (*ROUNDINGS, "multi_tensor_dot"):
         return [Case(op, name, device, shapes) for name, shapes in OPS[op].bench.items()]
     found = []
     for name, shapes in OPS[op].bench.items():

@@ -17,6 +17,8 @@ from mtkernels.backends import reference
 from mtkernels.ops.ema import EmaOptions
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+# Neither weight averages nor losses.
+OTHERS = ("multi_tensor_dot", "sharpen", "temporal_ensemble_")
 Shapes = tuple[tuple[int, ...], ...]
 
 
@@ -132,6 +134,10 @@ def _call_mean_teacher(
     return [output for output in outputs if output is not None]
 
 
+def _call_dot(backend: ModuleType, inputs, *, with_norms=False) -> list[Tensor]:
+    return [backend.multi_tensor_dot(*inputs, with_norms)]
+
+
 def _random_logits(
     shapes: Shapes, dtype: torch.dtype, device: str = "cpu", seed: int = 0, scale: float = 3.0
 ):
@@ -244,6 +250,24 @@ OPS = {
             _OBJECTIVE_OPTIONS,
             _LOSS_CASES,
             _FEW_SIZES,
+        ),
+        Op(
+            name="multi_tensor_dot",
+            make=random_lists,
+            call=_call_dot,
+            options=({}, {"with_norms": True}),
+            cases={
+                "one": ((7, 5),),
+                "scalar": ((),),
+                "empty": ((2,), (0,), (3, 0, 2)),
+                "network": ((16, 3, 3, 3), (16,), (), (0,), (33, 17), (1,)),
+                "long": ((70_001,), (4096, 33)),
+            },
+            bench={
+                "500x16": _many(500, 16),
+                "500x1000": _many(500, 1000),
+                "160x160000": _many(160, 160_000),
+            },
         ),
     )
 }

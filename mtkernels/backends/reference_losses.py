@@ -1,4 +1,4 @@
-"""The meaning of the losses on logits, in plain torch: csrc/consistency.h and csrc/mean_teacher_loss.h in its letters."""
+"""The meaning of the losses on logits, in plain torch and the letters of csrc/consistency.h and mean_teacher_loss.h."""
 
 from typing import NamedTuple
 

@@ -69,7 +69,7 @@ def run(op, student, teacher, dim, reduction, options, two_sided, return_utiliza
 
 
 def _wanted(op, student, teacher, options, two_sided) -> int:
-    """Which gradients are: 1 the student's, 2 the teacher's, 3 both. Refuses those of constants, which would be lost."""
+    """Which gradients: 1 the student's, 2 the teacher's, 3 both. Refuses those of constants, which would be lost."""
     if not (isinstance(student, Tensor) and isinstance(teacher, Tensor)):
         return 0  # the binding says so
     if options is not None:

@@ -41,9 +41,9 @@ def mean_teacher_loss(
     normalize: Literal["batch", "labeled"] = "batch",
     ignore_index: int = -1,
 ) -> MeanTeacherLoss:
-    """The objective of a Mean Teacher step: class loss, consistency and logit distance, and correct predictions counted.
+    """The objective of a Mean Teacher step: class loss, consistency, logit distance; and correct predictions counted.
 
-    Over B rows and C classes, with d = second, or student where there is one head, p = softmax(d), q = softmax(teacher):
+    Over B rows and C classes, with d = second (student where there is one head), p = softmax(d), q = softmax(teacher):
     class_loss       = sum over labeled rows of -log softmax(student)[label] / B
     consistency_loss = consistency_weight * sum over all rows of (1/C) sum_c (p_c - q_c)^2 / B, or of KL(q || p) / B
     logit_distance   = logit_distance_cost * sum over all rows of (1/C) sum_c (student_c - d_c)^2 / B
@@ -58,8 +58,8 @@ def mean_teacher_loss(
         second: raw logits of the student's second head, which is held against the teacher in place of the first.
         dim: the dim of the classes.
         consistency: "mse", or "kl".
-        consistency_weight, logit_distance_cost: at least 0; a number, or a 0-d float32 or float64 tensor, which stays live
-            in a captured CUDA graph. A term of weight 0 is 0, whatever the logits hold.
+        consistency_weight, logit_distance_cost: at least 0; a number, or a 0-d float32 or float64 tensor, which stays
+            live in a captured CUDA graph. A term of weight 0 is 0, whatever the logits hold.
         normalize: what class_loss is divided by: "batch", all B rows, as published, or "labeled", those with a label.
             Relative to the mean over labeled rows, the published consistency weighs B / labeled times as much.
         ignore_index: the label of a row without one.
@@ -182,8 +182,8 @@ class _Recorded(torch.autograd.Function):
 
 
 define(
-    "mean_teacher_loss(Tensor student, Tensor teacher, Tensor labels, Tensor? second, int dim, float? consistency_weight, "
-    "float? logit_distance_cost, Tensor? live_weight, Tensor? live_cost, bool kl, bool by_labeled, int ignore_index, "
+    "mean_teacher_loss(Tensor student, Tensor teacher, Tensor labels, Tensor? second, int dim, "
+    "float? consistency_weight, float? logit_distance_cost, Tensor? live_weight, Tensor? live_cost, bool kl, bool by_labeled, int ignore_index, "
     "bool with_gradient) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _kernel,
     _fake,

@@ -13,6 +13,7 @@ except ModuleNotFoundError as error:
 from mtkernels.backends.triton.ema_update import ema_update, ema_update_plan
 from mtkernels.backends.triton.logit_mse import logit_mse
 from mtkernels.backends.triton.mean_teacher_loss import mean_teacher_loss
+from mtkernels.backends.triton.multi_tensor_dot import multi_tensor_dot
 from mtkernels.backends.triton.nonfinite import nonfinite_
 from mtkernels.backends.triton.scale import scale_
 from mtkernels.backends.triton.softmax_cross_entropy import softmax_cross_entropy
@@ -27,6 +28,7 @@ __all__ = [
     "ema_update_plan",
     "logit_mse",
     "mean_teacher_loss",
+    "multi_tensor_dot",
     "nonfinite_",
     "scale_",
     "softmax_cross_entropy",

@@ -55,7 +55,7 @@ def given(parts, pointer, wide: tl.constexpr):
 
 @triton.jit
 def tempered(x, scale):
-    """x / temperature: were scale rounded to one number, that error would be one for all classes and not average out."""
+    """x / temperature: were scale rounded to one number, the error would be one for all classes and not average out."""
     if scale is None:
         return x
     elif x.dtype == tl.float64:
