@@ -113,18 +113,28 @@ __device__ double run_row(const Consistency& args, const Logits<typename F::Acc,
   return factor == 0 ? 0.0 : factor * loss.value();
 }
 
+// The rows of a block, or of its cluster: first, first + step, ..., and as many beside each as it has groups.
+struct RowsOfBlock {
+  int64_t first, step, within;
+
+  __device__ RowsOfBlock(const Sharing& sharing, int cluster) {
+    const int threads = static_cast<int>(blockDim.x);
+    const int64_t beside = cluster > 1 ? 1 : threads / sharing.group;
+    within = cluster > 1 ? 0 : static_cast<int>(threadIdx.x) / sharing.group;
+    first = blockIdx.x / static_cast<unsigned>(cluster) * beside;
+    step = gridDim.x / static_cast<unsigned>(cluster) * beside;
+  }
+};
+
 template <class Loss, class F, bool kCached>
 __global__ void __launch_bounds__(kMaxThreads, F::kBlocksPerSm)
     consistency_kernel(const Consistency args, const Logits<typename F::Acc, 2> logits, const Sharing sharing,
                        const int cluster) {
   Group<kHeaderOf<F, Loss>> group(sharing.group, cluster);
-  const int threads = static_cast<int>(blockDim.x);
-  const int64_t at_once = cluster > 1 ? 1 : threads / group.size;  // rows of a block
-  const int64_t within = cluster > 1 ? 0 : static_cast<int>(threadIdx.x) / group.size;
+  const RowsOfBlock rows(sharing, cluster);
   Totals<typename F::Acc> totals;
-  for (int64_t first = blockIdx.x / static_cast<unsigned>(cluster) * at_once; first < args.rows;
-       first += gridDim.x / static_cast<unsigned>(cluster) * at_once) {
-    const int64_t row = first + within;  // past the end for some: an empty part
+  for (int64_t first = rows.first; first < args.rows; first += rows.step) {
+    const int64_t row = first + rows.within;  // past the end for some: an empty part
     bool kept;
     const double value = run_row<Loss, F, kCached>(args, logits, group, row, sharing.scale, kept);
     if (group.rank != 0 || row >= args.rows) continue;
@@ -179,17 +189,14 @@ inline bool is_empty(const Consistency& args, const char* op) {
 }
 
 // Half precision shares one kernel, whose conversions are looked up; so do mixed dtypes, and all of the options.
+// fp64 goes class by class: its arithmetic, not its accesses, takes the time, and the compiler's.
 template <template <class, bool> class Loss>
 void consistency_cuda(const Consistency& args, const char* op) {
   const DeviceGuard guard(args.device, op);
   if (is_empty(args, op)) return;
   const bool many = args.classes > kFewClasses;
-  if (args.doubles()) {
-    const auto logits = logits_of<double>(args);
-    if (many && in_phase(logits, 2))
-      return launch_consistency<Loss<double, true>, Format<double, 0, 2, true>>(args, logits, op);
-    return launch_consistency<Loss<double, true>, Format<double, 0, 1, true>>(args, logits, op);
-  }
+  if (args.doubles())
+    return launch_consistency<Loss<double, true>, Format<double, 0, 1, true>>(args, logits_of<double>(args), op);
   const auto logits = logits_of<float>(args);
   const int64_t width = size_of(args.student.dtype);
   const bool one_width = many && args.plain() && width == size_of(args.teacher.dtype);

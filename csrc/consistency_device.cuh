@@ -22,7 +22,7 @@ struct Format {
   // Packs of each side that are loaded before the first is used, and blocks that fit a multiprocessor's
   // registers: as many as the compiler grants without spills.
   static constexpr int kBatch = sizeof(Acc) == 8 ? 2 / N : N == 1 ? 4 : 2;
-  static constexpr int kBlocksPerSm = sizeof(Acc) == 8 || (kWidth == 0 && N > 1) ? 1 : 2;
+  static constexpr int kBlocksPerSm = sizeof(Acc) == 8 || (kWidth == 0 && N > 1) ? 2 : 3;
   static constexpr int kPiece =
       std::min<int>(N, 16 / sizeof(Acc));  // classes of a pack that move together in the cache
 
@@ -37,9 +37,9 @@ struct Format {
 // ---- arithmetic
 
 __device__ inline float logarithm(float x) { return logf(x); }
-__device__ inline double logarithm(double x) { return log(x); }
+__device__ __noinline__ inline double logarithm(double x) { return log(x); }
 __device__ inline float logarithm_1p(float x) { return log1pf(x); }
-__device__ inline double logarithm_1p(double x) { return log1p(x); }
+__device__ __noinline__ inline double logarithm_1p(double x) { return log1p(x); }
 
 template <class Acc>
 __device__ inline Acc minus_infinity() {
@@ -67,7 +67,9 @@ struct Multiplier {
 __device__ inline float exponential(float x, const Multiplier<float>& m) {
   return exp2f(fmaf(x, m.high, x * m.low));
 }
-__device__ inline double exponential(double x, const Multiplier<double>& m) { return exp(x * m.high); }
+// Called, not inlined: dozens of copies would be most of the time that a compiler takes.
+__device__ __noinline__ inline double exponential_f64(double x) { return exp(x); }
+__device__ inline double exponential(double x, const Multiplier<double>& m) { return exponential_f64(x * m.high); }
 
 template <class Acc>
 Multiplier<Acc> multiplier_of(double scale) {

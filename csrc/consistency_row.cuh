@@ -113,7 +113,7 @@ class RowPart {
         for (int i = 0; i < N; ++i) running.add(loss, of_logits(pack, x, i));
       }
     });
-    Acc edge[kSides][1], next[kSides];
+    Acc edge[kSides][1] = {}, next[kSides];
     if (edge_ >= 0) {
       load_edge(edge);
       see_one(loss, edge_, edge, 0, running.max, next);
@@ -279,10 +279,12 @@ class RowPart {
 
   template <int M>
   __device__ void subtract_center(int index, Acc (&x)[kSides][M]) const {
-    if (!F::kOptions || !logits_.center.data) return;
+    if constexpr (F::kOptions) {
+      if (!logits_.center.data) return;
 #pragma unroll
-    for (int i = 0; i < M; ++i)
-      x[1][i] -= element<Acc>(logits_.center, (index + i) * logits_.center.class_stride);
+      for (int i = 0; i < M; ++i)
+        x[1][i] -= element<Acc>(logits_.center, (index + i) * logits_.center.class_stride);
+    }
   }
 
   __device__ void load_edge(Acc (&x)[kSides][1]) const {

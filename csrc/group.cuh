@@ -5,7 +5,7 @@
 
 namespace mtk {
 
-constexpr int kMaxThreads = 512;
+constexpr int kMaxThreads = 256;
 constexpr int kMaxWarps = kMaxThreads / kWarp;
 constexpr int kMaxCluster = 16;  // blocks; more than 8 are not portable, and have to be allowed
 

@@ -89,14 +89,21 @@ class SharingChoice {
     if (group == kMaxThreads && limits_.major >= 9) widen(cached_kernel, shape);
     const bool cached = shape.shared <= (thread_per_row ? std::min<int64_t>(kBeside, limits_.shared_per_block)
                                                         : limits_.shared_per_block);
-    if (!cached) {
-      shape.cluster = 1;
-      shape.shared = kHeader;
-      if (!thread_per_row) shape.threads = static_cast<int>(group = kMaxThreads);
-      if (group == kMaxThreads && limits_.major >= 9) spread(streaming_kernel, shape);
-    }
-    shape.blocks = blocks(cached ? cached_kernel : streaming_kernel, group, shape);
-    return {static_cast<int>(group * shape.cluster), cached, 1, {nullptr, nullptr, nullptr}};
+    if (!cached) return streamed(streaming_kernel, shape);
+    shape.blocks = blocks(cached_kernel, group, shape);
+    return {static_cast<int>(group * shape.cluster), true, 1, {nullptr, nullptr, nullptr}};
+  }
+
+  // The same for a kernel that caches nothing.
+  template <class Kernel>
+  Sharing streamed(Kernel* kernel, LaunchShape& shape) const {
+    const int64_t group = has_thread_per_row() ? 1 : threads_of_row();
+    shape.threads = static_cast<int>(group <= kWarp ? kSmall : group);
+    shape.shared = kHeader;
+    shape.cluster = 1;
+    if (group == kMaxThreads && limits_.major >= 9) spread(kernel, shape);
+    shape.blocks = blocks(kernel, group, shape);
+    return {static_cast<int>(group * shape.cluster), false, 1, {nullptr, nullptr, nullptr}};
   }
 
  private:
@@ -128,11 +135,11 @@ class SharingChoice {
     return std::max<int64_t>(group, 2 * F::N);  // room for the edge: 2 (N - 1) classes
   }
 
-  // The fewest blocks of a cluster that leave room for a second block beside each, so that one loads while
-  // another computes; or that fit at all; more where rows are too few for the device.
+  // The fewest blocks of a cluster that leave room for others beside each, so that one loads while another
+  // computes; or that fit at all; more where rows are too few for the device.
   template <class Kernel>
   void widen(Kernel* kernel, LaunchShape& shape) const {
-    const int64_t comfortable = limits_.shared_per_sm / 2 - kSystem;
+    const int64_t comfortable = limits_.shared_per_sm / F::kBlocksPerSm - kSystem;
     for (const int64_t most : {std::min<int64_t>(comfortable, limits_.shared_per_block),
                                int64_t{limits_.shared_per_block}}) {
       for (int cluster = 1; cluster <= kMaxCluster; cluster *= 2) {

@@ -61,7 +61,7 @@ struct SoftmaxCrossEntropy {
       if (hard) along = static_cast<double>(part.scaled(0, best_student));
     }
     mean = static_cast<Acc>(along);
-    const double log_z = log(sums[0]);
+    const double log_z = logarithm(sums[0]);
     loss = log_z - along;
     if constexpr (!kOptions) return;
     if (smoothing == 0) return;

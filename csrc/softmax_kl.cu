@@ -23,7 +23,7 @@ struct SoftmaxKl {
   __device__ void finish(const double (&sums)[3], const Part&, double) {
     sides.set(sums[0], sums[1]);
     mean = static_cast<Acc>(sums[2] / sums[1]);
-    loss = sums[2] / sums[1] + log(sums[0] / sums[1]);
+    loss = sums[2] / sums[1] + logarithm(sums[0] / sums[1]);
   }
   __device__ double value() const { return loss; }
   template <int side>

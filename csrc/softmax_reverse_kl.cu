@@ -23,7 +23,7 @@ struct SoftmaxReverseKl {
   __device__ void finish(const double (&sums)[3], const Part&, double) {
     sides.set(sums[0], sums[1]);
     mean = static_cast<Acc>(sums[2] / sums[0]);
-    loss = sums[2] / sums[0] + log(sums[1] / sums[0]);
+    loss = sums[2] / sums[0] + logarithm(sums[1] / sums[0]);
   }
   __device__ double value() const { return loss; }
   template <int side>
