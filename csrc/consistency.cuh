@@ -27,13 +27,32 @@ struct Sides {
 
 // The sum of e[kOf] (x[kPlus] - x[kMinus]), without the second where kMinus is negative. A class that is masked at
 // the side that weighs it adds nothing.
-template <class Acc, int kOf, int kPlus, int kMinus>
+template <int kOf, int kPlus, int kMinus>
 struct Cross {
-  __device__ static Acc of(const Acc (&x)[2]) { return kMinus < 0 ? x[kPlus] : x[kPlus] - x[kMinus < 0 ? 0 : kMinus]; }
-  __device__ static void add(const Class<Acc, 2>& c, Acc& sum) { sum += c.e[kOf] != 0 ? c.e[kOf] * of(c.x) : Acc(0); }
-  __device__ static void recenter(const Acc (&z)[2], const Acc (&down)[2], const Acc (&factor)[2], Acc& sum) {
-    sum = factor[kOf] != 0 ? factor[kOf] * (z[kOf] != 0 ? sum - z[kOf] * of(down) : sum) : Acc(0);
+  template <class T>
+  __device__ static T of(const T* x) {
+    return kMinus < 0 ? x[kPlus] : x[kPlus] - x[kMinus < 0 ? 0 : kMinus];
   }
+  template <class Acc>
+  __device__ static void add(const Class<Acc, 2>& c, Acc& sum) {
+    sum += c.e[kOf] != 0 ? c.e[kOf] * of(c.x) : Acc(0);
+  }
+  __device__ static void recenter(const double* z, const double* down, const double* factor, double& sum) {
+    sum = factor[kOf] != 0 ? factor[kOf] * (z[kOf] != 0 ? sum - z[kOf] * of(down) : sum) : 0.0;
+  }
+};
+
+// A constant of a row that is subtracted class by class, in two parts: its rounding would be the same for all.
+template <class Acc>
+struct Mean {
+  Acc high, low;
+
+  __device__ void set(double exact) {
+    high = static_cast<Acc>(exact);
+    low = exact - exact == 0 ? static_cast<Acc>(exact - static_cast<double>(high)) : Acc(0);
+  }
+  // x - mean - y
+  __device__ Acc subtracted(Acc x, Acc y) const { return ((x - high) - y) - low; }
 };
 
 // What a row's gradients are multiplied by; with 0 they are 0, whatever the loss gives.
@@ -98,13 +117,11 @@ __device__ double run_row(const Consistency& args, const Logits<typename F::Acc,
   }
   loss.finish(sums, part, static_cast<double>(args.classes));
   if constexpr (Loss::kTerms > 0) {
-    Acc own[Loss::kTerms] = {};
-    part.for_each([&](const Class<Acc, 2>& c) { loss.add_terms(c, own); });
-    double terms[Loss::kTerms];
-#pragma unroll
-    for (int k = 0; k < Loss::kTerms; ++k) terms[k] = static_cast<double>(own[k]);
-    group.sum(terms);
-    loss.finish_terms(terms);
+    LongSums<Acc, Loss::kTerms> terms;
+    part.for_each([&](const Class<Acc, 2>& c) { loss.add_terms(c, terms.recent), terms.step(); });
+    terms.fold();
+    group.sum(terms.all);
+    loss.finish_terms(terms.all);
   }
   const double scale = factor * row_scale;
   ScaledGradient<Loss, Acc> gradient{

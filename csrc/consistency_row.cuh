@@ -31,36 +31,59 @@ struct Class {
   Acc logit[kSides], x[kSides], e[kSides];
 };
 
-// Maxima and sums as they grow over a thread's part, relative to the maxima seen so far. Loss::kSums of them are
-// the loss's own.
+// Sums that a thread adds to class by class: after every kFold of them, fp64 takes over what there is.
+template <class Acc, int K>
+struct LongSums {
+  static constexpr int kFold = 32;
+  Acc recent[K > 0 ? K : 1] = {};
+  double all[K > 0 ? K : 1] = {};
+  int since = 0;
+
+  __device__ void fold() {
+#pragma unroll
+    for (int k = 0; k < K; ++k) all[k] += static_cast<double>(recent[k]), recent[k] = 0;
+    since = 0;
+  }
+  // After each class.
+  __device__ void step() {
+    if (++since == kFold) fold();
+  }
+};
+
+// Maxima and sums over a thread's part, relative to the maxima seen so far: z of each side, then Loss::kSums of the
+// loss's own.
 template <class Acc, int kSides, class Loss>
 struct Running {
-  Acc max[kSides], z[kSides], own[Loss::kSums > 0 ? Loss::kSums : 1] = {};
+  static constexpr int kSums = Loss::kSums;
+  Acc max[kSides];
+  LongSums<Acc, kSides + kSums> sums;
 
   __device__ Running() {
 #pragma unroll
-    for (int s = 0; s < kSides; ++s) max[s] = minus_infinity<Acc>(), z[s] = 0;
+    for (int s = 0; s < kSides; ++s) max[s] = minus_infinity<Acc>();
   }
   __device__ void add(const Loss& loss, const Class<Acc, kSides>& c) {
 #pragma unroll
-    for (int s = 0; s < kSides; ++s) z[s] += c.e[s];
-    if constexpr (Loss::kSums > 0) loss.add(c, own);
+    for (int s = 0; s < kSides; ++s) sums.recent[s] += c.e[s];
+    if constexpr (kSums > 0) loss.add(c, sums.recent + kSides);
+    sums.step();
   }
   __device__ void recenter(const Loss& loss, const Logits<Acc, kSides>& logits, const Acc (&next)[kSides]) {
     bool moves = false;
 #pragma unroll
     for (int s = 0; s < kSides; ++s) moves |= next[s] != max[s];
     if (!moves) return;
-    Acc down[kSides], factor[kSides];  // what x loses, what exponentials are multiplied by
+    sums.fold();
+    double down[kSides], factor[kSides];  // what x loses, what exponentials are multiplied by
 #pragma unroll
     for (int s = 0; s < kSides; ++s) {
       const Acc to = finite_max(next[s]);
-      down[s] = (to - finite_max(max[s])) * logits.scales[s];
-      factor[s] = exponential(max[s] - to, logits.multipliers[s]);
+      down[s] = static_cast<double>((to - finite_max(max[s])) * logits.scales[s]);
+      factor[s] = static_cast<double>(exponential(max[s] - to, logits.multipliers[s]));
     }
-    if constexpr (Loss::kSums > 0) loss.recenter(z, down, factor, own);
+    if constexpr (kSums > 0) loss.recenter(sums.all, down, factor, sums.all + kSides);
 #pragma unroll
-    for (int s = 0; s < kSides; ++s) z[s] *= factor[s], max[s] = next[s];
+    for (int s = 0; s < kSides; ++s) sums.all[s] *= factor[s], max[s] = next[s];
   }
 };
 
@@ -139,10 +162,9 @@ class RowPart {
       });
     }
     if (edge_ >= 0) running.add(loss, of_logit(edge_, edge, 0));
+    running.sums.fold();
 #pragma unroll
-    for (int s = 0; s < kSides; ++s) result[s] = static_cast<double>(running.z[s]);
-#pragma unroll
-    for (int k = 0; k < Loss::kSums; ++k) result[kSides + k] = static_cast<double>(running.own[k]);
+    for (int k = 0; k < kSides + Loss::kSums; ++k) result[k] = running.sums.all[k];
     group.sum(result);
   }
 

@@ -13,7 +13,7 @@ struct SoftmaxCrossEntropy {
   static constexpr bool kLooks = kOptions, kLogits = kOptions;
   Sides<Acc> sides;
   double loss;
-  Acc mean;  // of x, along q
+  Mean<Acc> mean;  // of x, along q
   Acc keep, uniform;
   double smoothing;
   bool hard;
@@ -44,13 +44,12 @@ struct SoftmaxCrossEntropy {
     });
     best_student = static_cast<Acc>(found[1]), label = static_cast<int>(found[2]);
   }
-  __device__ void add(const Class<Acc, 2>& c, Acc (&sums)[kSums]) const {
-    Cross<Acc, 1, 0, -1>::add(c, sums[0]);
+  __device__ void add(const Class<Acc, 2>& c, Acc* sums) const {
+    Cross<1, 0, -1>::add(c, sums[0]);
     if constexpr (kOptions) sums[1] += c.x[0], sums[2] += 1;
   }
-  __device__ void recenter(const Acc (&z)[2], const Acc (&down)[2], const Acc (&factor)[2],
-                           Acc (&sums)[kSums]) const {
-    Cross<Acc, 1, 0, -1>::recenter(z, down, factor, sums[0]);
+  __device__ void recenter(const double* z, const double* down, const double* factor, double* sums) const {
+    Cross<1, 0, -1>::recenter(z, down, factor, sums[0]);
     if constexpr (kOptions) sums[1] -= sums[2] * down[0];
   }
   template <class Part>
@@ -60,7 +59,7 @@ struct SoftmaxCrossEntropy {
     if constexpr (kOptions) {
       if (hard) along = static_cast<double>(part.scaled(0, best_student));
     }
-    mean = static_cast<Acc>(along);
+    mean.set(along + 0 * sums[0]);  // NaN at the student, even where q is 0
     const double log_z = logarithm(sums[0]);
     loss = log_z - along;
     if constexpr (!kOptions) return;
@@ -77,7 +76,8 @@ struct SoftmaxCrossEntropy {
       const Acc taught = hard ? (c.index == label ? p - 1 : p) : d;
       return uniform == 0 ? taught : keep * taught + (static_cast<Acc>(smoothing) * p - uniform);
     }
-    return c.e[1] != 0 ? keep * sides.inverse[1] * c.e[1] * (mean - c.x[0]) : Acc(0);
+    const Acc q = sides.inverse[1] * c.e[1];
+    return q != 0 ? keep * q * -mean.subtracted(c.x[0], 0) : Acc(0);
   }
 };
 

@@ -30,7 +30,7 @@ struct SoftmaxJs {
     const Acc log = r > Acc(-0.5) ? logarithm_1p(r) : logarithm(2 * part / both);
     return sides.inverse[side] * c.e[side] * log;
   }
-  __device__ void add_terms(const Class<Acc, 2>& c, Acc (&terms)[2]) const {
+  __device__ void add_terms(const Class<Acc, 2>& c, Acc* terms) const {
     terms[0] += weighted_log<0>(c);
     terms[1] += weighted_log<1>(c);
   }

@@ -22,7 +22,7 @@ struct SoftmaxMse {
     lead[0] = static_cast<Acc>(2 / (count * z[0])), lead[1] = static_cast<Acc>(-2 / (count * z[1]));
   }
   // sums of (p - q)^2, of e0 (p - q), of e1 (p - q)
-  __device__ void add_terms(const Class<Acc, 2>& c, Acc (&terms)[kTerms]) const {
+  __device__ void add_terms(const Class<Acc, 2>& c, Acc* terms) const {
     const Acc d = sides.inverse[1] * sides.difference(c);
     terms[0] += d * d;
     terms[1] += c.e[0] * d;

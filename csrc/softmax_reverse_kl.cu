@@ -12,24 +12,25 @@ struct SoftmaxReverseKl {
   static constexpr bool kLooks = false, kLogits = true;
   Sides<Acc> sides;
   double loss;
-  Acc mean;  // of x - y, along p
+  Mean<Acc> mean;  // of x - y, along p
 
   __device__ explicit SoftmaxReverseKl(const Consistency&) {}
-  __device__ void add(const Class<Acc, 2>& c, Acc (&sums)[1]) const { Cross<Acc, 0, 0, 1>::add(c, sums[0]); }
-  __device__ void recenter(const Acc (&z)[2], const Acc (&down)[2], const Acc (&factor)[2], Acc (&sums)[1]) const {
-    Cross<Acc, 0, 0, 1>::recenter(z, down, factor, sums[0]);
+  __device__ void add(const Class<Acc, 2>& c, Acc* sums) const { Cross<0, 0, 1>::add(c, sums[0]); }
+  __device__ void recenter(const double* z, const double* down, const double* factor, double* sums) const {
+    Cross<0, 0, 1>::recenter(z, down, factor, sums[0]);
   }
   template <class Part>
   __device__ void finish(const double (&sums)[3], const Part&, double) {
     sides.set(sums[0], sums[1]);
-    mean = static_cast<Acc>(sums[2] / sums[0]);
+    mean.set(sums[2] / sums[0] + 0 * sums[1]);  // NaN at the teacher, even where p is 0
     loss = sums[2] / sums[0] + logarithm(sums[1] / sums[0]);
   }
   __device__ double value() const { return loss; }
   template <int side>
   __device__ Acc of(const Class<Acc, 2>& c) const {
     if (side == 1) return -sides.inverse[1] * sides.difference(c);
-    return c.e[0] != 0 ? sides.inverse[0] * c.e[0] * ((c.x[0] - mean) - c.x[1]) : Acc(0);
+    const Acc p = sides.inverse[0] * c.e[0];
+    return p != 0 ? p * mean.subtracted(c.x[0], c.x[1]) : Acc(0);
   }
 };
 
