@@ -22,7 +22,8 @@ struct Sides {
     ratio = static_cast<Acc>(exact), ratio_low = static_cast<Acc>(exact - static_cast<double>(ratio));
     inverse[0] = static_cast<Acc>(1 / z0), inverse[1] = static_cast<Acc>(1 / z1);
   }
-  __device__ Acc difference(const Class<Acc, 2>& c) const { return (c.e[0] * ratio - c.e[1]) + c.e[0] * ratio_low; }
+  __device__ Acc difference(Acc e0, Acc e1) const { return (e0 * ratio - e1) + e0 * ratio_low; }
+  __device__ Acc difference(const Class<Acc, 2>& c) const { return difference(c.e[0], c.e[1]); }
 };
 
 // The sum of e[kOf] (x[kPlus] - x[kMinus]), without the second where kMinus is negative. A class that is masked at
@@ -190,18 +191,22 @@ void launch_consistency(const Consistency& args, const Logits<typename F::Acc, 2
   launch(op, sharing.cached ? cached : streaming, shape, args, logits, sharing, shape.cluster);
 }
 
-inline void clear(void* to, int64_t bytes, const Consistency& args, const char* op) {
-  if (to) check(cudaMemsetAsync(to, 0, static_cast<size_t>(bytes), static_cast<cudaStream_t>(args.stream)), op);
+inline void clear(void* to, int64_t bytes, void* stream, const char* op) {
+  if (to) check(cudaMemsetAsync(to, 0, static_cast<size_t>(bytes), static_cast<cudaStream_t>(stream)), op);
+}
+
+inline void check_classes(int64_t classes, const char* op) {
+  if (classes > kMaxClasses)
+    throw std::runtime_error(std::string(op) + ": student must have at most 2^30 classes on CUDA, got more");
 }
 
 // Whether there is nothing to launch; what is then 0 is set to 0.
 inline bool is_empty(const Consistency& args, const char* op) {
-  if (args.classes > kMaxClasses)
-    throw std::runtime_error(std::string(op) + ": student must have at most 2^30 classes on CUDA, got more");
+  check_classes(args.classes, op);
   if (args.rows > 0) return false;
   const int64_t bytes = args.doubles() ? sizeof(double) : sizeof(float);
-  if (args.reduction != Reduction::none) clear(args.loss, bytes, args, op);
-  clear(args.utilization, bytes, args, op);
+  if (args.reduction != Reduction::none) clear(args.loss, bytes, args.stream, op);
+  clear(args.utilization, bytes, args.stream, op);
   return true;
 }
 
