@@ -26,8 +26,8 @@ struct Sides {
   __device__ Acc difference(const Class<Acc, 2>& c) const { return difference(c.e[0], c.e[1]); }
 };
 
-// The sum of e[kOf] (x[kPlus] - x[kMinus]), without the second where kMinus is negative. A class that is masked at
-// the side that weighs it adds nothing.
+// The sum of e[kOf] (x[kPlus] - x[kMinus]), without the second where kMinus is negative. A class that is
+// masked at the side that weighs it adds nothing.
 template <int kOf, int kPlus, int kMinus>
 struct Cross {
   template <class T>
@@ -43,7 +43,8 @@ struct Cross {
   }
 };
 
-// A constant of a row that is subtracted class by class, in two parts: its rounding would be the same for all.
+// A constant of a row that is subtracted class by class, in two parts: its rounding would be the same for
+// all.
 template <class Acc>
 struct Mean {
   Acc high, low;
@@ -94,7 +95,8 @@ struct Totals {
 template <class F>
 __device__ inline double row_weight(const Consistency& args, int64_t row) {
   if (!F::kOptions || !args.weight.data || row >= args.rows) return 1;
-  return static_cast<double>(element<typename F::Acc>(args.weight, row_offset(args.weight, args.row_sizes, row)));
+  return static_cast<double>(
+      element<typename F::Acc>(args.weight, row_offset(args.weight, args.row_sizes, row)));
 }
 
 template <class F, class Loss>
@@ -102,8 +104,8 @@ constexpr int kHeaderOf = kGroupHeader<(2 + Loss::kSums > Loss::kTerms ? 2 + Los
 
 // One row, by its group; the same value on each of its threads.
 template <class Loss, class F, bool kCached, class Group>
-__device__ double run_row(const Consistency& args, const Logits<typename F::Acc, 2>& logits, Group& group, int64_t row,
-                          double row_scale, bool& kept) {
+__device__ double run_row(const Consistency& args, const Logits<typename F::Acc, 2>& logits, Group& group,
+                          int64_t row, double row_scale, bool& kept) {
   using Acc = typename F::Acc;
   RowPart<F, 2, Group, kCached, Loss::kLogits> part(logits, group, row);
   Loss loss(args);
@@ -118,11 +120,9 @@ __device__ double run_row(const Consistency& args, const Logits<typename F::Acc,
   }
   loss.finish(sums, part, static_cast<double>(args.classes));
   if constexpr (Loss::kTerms > 0) {
-    LongSums<Acc, Loss::kTerms> terms;
-    part.for_each([&](const Class<Acc, 2>& c) { loss.add_terms(c, terms.recent), terms.step(); });
-    terms.fold();
-    group.sum(terms.all);
-    loss.finish_terms(terms.all);
+    double terms[Loss::kTerms];
+    part.terms(group, [&](const Class<Acc, 2>& c, Acc* sums) { loss.add_terms(c, sums); }, terms);
+    loss.finish_terms(terms);
   }
   const double scale = factor * row_scale;
   ScaledGradient<Loss, Acc> gradient{
@@ -183,7 +183,8 @@ template <class Loss, class F>
 void launch_consistency(const Consistency& args, const Logits<typename F::Acc, 2>& logits, const char* op) {
   LaunchShape shape{0, 0, 0, args.stream};
   const auto cached = consistency_kernel<Loss, F, true>, streaming = consistency_kernel<Loss, F, false>;
-  const SharingChoice<F, 2, kHeaderOf<F, Loss>> choice(logits, device_limits(args.device, op), args.device, op);
+  const SharingChoice<F, 2, kHeaderOf<F, Loss>> choice(logits, device_limits(args.device, op), args.device,
+                                                       op);
   Sharing sharing = choice.choose(cached, streaming, shape);
   sharing.scale = args.row_scale();
   if (args.reduction != Reduction::none || args.utilization)
@@ -210,15 +211,16 @@ inline bool is_empty(const Consistency& args, const char* op) {
   return true;
 }
 
-// Half precision shares one kernel, whose conversions are looked up; so do mixed dtypes, and all of the options.
-// fp64 goes class by class: its arithmetic, not its accesses, takes the time, and the compiler's.
+// Half precision shares one kernel, whose conversions are looked up; so do mixed dtypes, and all of the
+// options. fp64 goes class by class: its arithmetic, not its accesses, takes the time, and the compiler's.
 template <template <class, bool> class Loss>
 void consistency_cuda(const Consistency& args, const char* op) {
   const DeviceGuard guard(args.device, op);
   if (is_empty(args, op)) return;
   const bool many = args.classes > kFewClasses;
   if (args.doubles())
-    return launch_consistency<Loss<double, true>, Format<double, 0, 1, true>>(args, logits_of<double>(args), op);
+    return launch_consistency<Loss<double, true>, Format<double, 0, 1, true>>(args, logits_of<double>(args),
+                                                                              op);
   const auto logits = logits_of<float>(args);
   const int64_t width = size_of(args.student.dtype);
   const bool one_width = many && args.plain() && width == size_of(args.teacher.dtype);

@@ -12,8 +12,8 @@ namespace mtk {
 constexpr int64_t kMaxClasses = int64_t{1}
                                 << 30;  // offsets within a row in classes are int; in memory, int64
 
-// What a kernel is compiled for. kWidth_: bytes of a logit on all sides, or 0: looked up at run time. N_: classes
-// of a pack. kOptions_: center, row weights, threshold, labels, a gradient for the teacher.
+// What a kernel is compiled for. kWidth_: bytes of a logit on all sides, or 0: looked up at run time. N_:
+// classes of a pack. kOptions_: center, row weights, threshold, labels, a gradient for the teacher.
 template <class Acc_, int kWidth_, int N_, bool kOptions_>
 struct Format {
   using Acc = Acc_;
@@ -69,7 +69,9 @@ __device__ inline float exponential(float x, const Multiplier<float>& m) {
 }
 // Called, not inlined: dozens of copies would be most of the time that a compiler takes.
 __device__ __noinline__ inline double exponential_f64(double x) { return exp(x); }
-__device__ inline double exponential(double x, const Multiplier<double>& m) { return exponential_f64(x * m.high); }
+__device__ inline double exponential(double x, const Multiplier<double>& m) {
+  return exponential_f64(x * m.high);
+}
 
 template <class Acc>
 Multiplier<Acc> multiplier_of(double scale) {

@@ -1,94 +1,13 @@
-// One thread's way through a row of logits, of two or three sides: cached, where its part fits in shared memory,
-// so that a logit is read once; else streamed, with running maxima for the sums, and read again for what follows.
+// One thread's way through a row of logits, of two or three sides: cached, where its part fits in shared
+// memory, so that a logit is read once; else streamed, with running maxima for the sums, and read again for
+// what follows.
 #pragma once
-#include "consistency_device.cuh"
+#include "consistency_sums.cuh"
 
 namespace mtk {
 
-constexpr int kNoClass = 0x7fffffff;
-
-// A kernel's operands. Side 0 is a student, side 1 the teacher, side 2 a student's second head.
-template <class Acc, int kSides>
-struct Logits {
-  Operand sides[kSides];
-  Operand gradients[kSides];  // null data where nobody needs them
-  Operand center;             // of side 1; null data without one
-  Multiplier<Acc> multipliers[kSides];
-  Acc scales[kSides];  // 1 / temperature
-  int64_t rows, classes;
-  int64_t row_sizes[kMaxRowDims];
-  bool one_dim;  // rows are one dim, whose offsets need no division
-
-  __device__ int64_t offset(const Operand& operand, int64_t row) const {
-    return one_dim ? row * operand.row_strides[kMaxRowDims - 1] : row_offset(operand, row_sizes, row);
-  }
-};
-
-// One class of a row: logits; logits less their maxima, times the scale; exponentials.
-template <class Acc, int kSides>
-struct Class {
-  int index;
-  Acc logit[kSides], x[kSides], e[kSides];
-};
-
-// Sums that a thread adds to class by class: after every kFold of them, fp64 takes over what there is.
-template <class Acc, int K>
-struct LongSums {
-  static constexpr int kFold = 32;
-  Acc recent[K > 0 ? K : 1] = {};
-  double all[K > 0 ? K : 1] = {};
-  int since = 0;
-
-  __device__ void fold() {
-#pragma unroll
-    for (int k = 0; k < K; ++k) all[k] += static_cast<double>(recent[k]), recent[k] = 0;
-    since = 0;
-  }
-  // After each class.
-  __device__ void step() {
-    if (++since == kFold) fold();
-  }
-};
-
-// Maxima and sums over a thread's part, relative to the maxima seen so far: z of each side, then Loss::kSums of the
-// loss's own.
-template <class Acc, int kSides, class Loss>
-struct Running {
-  static constexpr int kSums = Loss::kSums;
-  Acc max[kSides];
-  LongSums<Acc, kSides + kSums> sums;
-
-  __device__ Running() {
-#pragma unroll
-    for (int s = 0; s < kSides; ++s) max[s] = minus_infinity<Acc>();
-  }
-  __device__ void add(const Loss& loss, const Class<Acc, kSides>& c) {
-#pragma unroll
-    for (int s = 0; s < kSides; ++s) sums.recent[s] += c.e[s];
-    if constexpr (kSums > 0) loss.add(c, sums.recent + kSides);
-    sums.step();
-  }
-  __device__ void recenter(const Loss& loss, const Logits<Acc, kSides>& logits, const Acc (&next)[kSides]) {
-    bool moves = false;
-#pragma unroll
-    for (int s = 0; s < kSides; ++s) moves |= next[s] != max[s];
-    if (!moves) return;
-    sums.fold();
-    double down[kSides], factor[kSides];  // what x loses, what exponentials are multiplied by
-#pragma unroll
-    for (int s = 0; s < kSides; ++s) {
-      const Acc to = finite_max(next[s]);
-      down[s] = static_cast<double>((to - finite_max(max[s])) * logits.scales[s]);
-      factor[s] = static_cast<double>(exponential(max[s] - to, logits.multipliers[s]));
-    }
-    if constexpr (kSums > 0) loss.recenter(sums.all, down, factor, sums.all + kSides);
-#pragma unroll
-    for (int s = 0; s < kSides; ++s) sums.all[s] *= factor[s], max[s] = next[s];
-  }
-};
-
-// One thread's part of a row: every size-th pack, and perhaps one of the classes before the first pack or after
-// the last (the edge). After `sums`, the cache holds exponentials, or still logits where kLogits.
+// One thread's part of a row: every size-th pack, and perhaps one of the classes before the first pack or
+// after the last (the edge). After `sums`, the cache holds exponentials, or still logits where kLogits.
 template <class F, int kSides, class Group, bool kCached, bool kLogits>
 class RowPart {
  public:
@@ -134,6 +53,7 @@ class RowPart {
         for (int s = 0; s < kSides; ++s) max_[s] = finite_max(next[s]);
 #pragma unroll
         for (int i = 0; i < N; ++i) running.add(loss, of_logits(pack, x, i));
+        running.sums.step(N);
       }
     });
     Acc edge[kSides][1] = {}, next[kSides];
@@ -155,6 +75,7 @@ class RowPart {
 #pragma unroll
           for (int s = 0; s < kSides; ++s) x[s][i] = c.e[s];
         }
+        running.sums.step(N);
         if constexpr (!kLogits) {
 #pragma unroll
           for (int s = 0; s < kSides; ++s) cache(item, s, x[s]);
@@ -168,14 +89,20 @@ class RowPart {
     group.sum(result);
   }
 
-  // visit(class) for each
-  template <class Visit>
-  __device__ void for_each(Visit visit) const {
+  // What add(class, sums) adds up over the row.
+  template <int K, class Add>
+  __device__ void terms(Group& group, Add add, double (&result)[K]) const {
+    LongSums<Acc, K> sums;
     for_each_class_pack([&](int, OneClass(&c)[N]) {
 #pragma unroll
-      for (int i = 0; i < N; ++i) visit(c[i]);
+      for (int i = 0; i < N; ++i) add(c[i], sums.recent);
+      sums.step(N);
     });
-    if (edge_ >= 0) visit(edge_class());
+    if (edge_ >= 0) add(edge_class(), sums.recent);
+    sums.fold();
+#pragma unroll
+    for (int k = 0; k < K; ++k) result[k] = sums.all[k];
+    group.sum(result);
   }
 
   // Shows each class to `gradient`, and writes gradient.template of<side>(class) where that is asked for.
@@ -319,7 +246,8 @@ class RowPart {
     subtract_center(edge_, x);
   }
 
-  // visit(pack, logits) for this thread's packs, which lie group_.size packs apart; kBatch are loaded at once.
+  // visit(pack, logits) for this thread's packs, which lie group_.size packs apart; kBatch are loaded at
+  // once.
   template <class Visit>
   __device__ void for_each_pack(Visit visit) const {
     for (int first = group_.rank; first < packs_; first += kBatch * group_.size) {
@@ -360,7 +288,8 @@ class RowPart {
     }
   }
   template <int side, class Gradient>
-  __device__ void write_edge(const Gradient& gradient, const int64_t (&starts)[kSides], const OneClass& c) const {
+  __device__ void write_edge(const Gradient& gradient, const int64_t (&starts)[kSides],
+                             const OneClass& c) const {
     if constexpr (side < kSides) {
       const Operand& to = logits_.gradients[side];
       if ((F::kOptions || side != 1) && to.data) {

@@ -9,12 +9,12 @@ constexpr int kMaxThreads = 256;
 constexpr int kMaxWarps = kMaxThreads / kWarp;
 constexpr int kMaxCluster = 16;  // blocks; more than 8 are not portable, and have to be allowed
 
-// Bytes at the start of shared memory for reductions of up to K numbers: two sets of slots, for the warps of a
-// block and the blocks of a cluster.
+// Bytes at the start of shared memory for reductions of up to K numbers: two sets of slots, for the warps of
+// a block and the blocks of a cluster.
 template <int K>
-constexpr int kGroupHeader = 2 * (kMaxWarps + kMaxCluster) * K * 8 > kSharedHeader
-                                 ? 2 * (kMaxWarps + kMaxCluster) * K * 8
-                                 : kSharedHeader;
+constexpr int kGroupHeader =
+    2 * (kMaxWarps + kMaxCluster) * K * 8 > kSharedHeader ? 2 * (kMaxWarps + kMaxCluster) * K * 8
+                                                          : kSharedHeader;
 
 // Host code never launches a cluster of a kernel that was compiled for an architecture without: launch.cuh.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
@@ -54,7 +54,7 @@ class Group {
 
   template <class T, int K>
   __device__ void sum(T (&x)[K]) {
-    reduce(x, [](T (&x)[K], const T(&y)[K]) {
+    reduce(x, [](T(&x)[K], const T(&y)[K]) {
 #pragma unroll
       for (int k = 0; k < K; ++k) x[k] += y[k];
     });
@@ -99,6 +99,7 @@ class Group {
   __device__ static void fold(const T* slots, int count, T (&x)[K], Combine combine) {
 #pragma unroll
     for (int k = 0; k < K; ++k) x[k] = slots[k];
+#pragma unroll 1
     for (int at = 1; at < count; ++at) {
       T other[K];
 #pragma unroll

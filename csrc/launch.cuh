@@ -161,8 +161,8 @@ inline Scratch new_scratch(int64_t blocks, const char* op) {
 }
 
 // One for each stream, kept for the life of the process: launches of a stream do not overlap. A captured
-// launch gets its own, of the size it needs, because its graph may be replayed on another stream, beside other
-// work of this one.
+// launch gets its own, of the size it needs, because its graph may be replayed on another stream, beside
+// other work of this one.
 inline Scratch scratch_of(int device, void* stream, int64_t blocks, const char* op) {
   if (is_capturing(stream, op)) return new_scratch(blocks, op);
   static std::mutex mutex;

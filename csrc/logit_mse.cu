@@ -50,7 +50,8 @@ __global__ void __launch_bounds__(kMaxThreads, F::kBlocksPerSm)
       Distance<Acc> none{0};
       part.write(none);
     }
-    if (group.rank == 0 && row < args.rows) totals.add(args, row, masked || weight == 0 ? 0.0 : weight * sums[0] / classes);
+    if (group.rank == 0 && row < args.rows)
+      totals.add(args, row, masked || weight == 0 ? 0.0 : weight * sums[0] / classes);
   }
   totals.finish(args, sharing);
 }
@@ -62,7 +63,8 @@ void launch_logit_mse(const Consistency& args, const char* op) {
   const SharingChoice<F, 2, kGroupHeader<3>> choice(logits, device_limits(args.device, op), args.device, op);
   Sharing sharing = choice.streamed(logit_mse_kernel<F>, shape);
   sharing.scale = args.row_scale();
-  if (args.reduction != Reduction::none) sharing.scratch = scratch_of(args.device, args.stream, shape.blocks, op);
+  if (args.reduction != Reduction::none)
+    sharing.scratch = scratch_of(args.device, args.stream, shape.blocks, op);
   launch(op, logit_mse_kernel<F>, shape, args, logits, sharing, shape.cluster);
 }
 
@@ -74,7 +76,8 @@ void logit_mse_cuda(const Consistency& args) {
   if (is_empty(args, kOp)) return;
   if (args.doubles()) return launch_logit_mse<Format<double, 0, 1, true>>(args, kOp);
   const auto logits = logits_of<float>(args);
-  const bool many = args.classes > kFewClasses, halves = size_of(args.student.dtype) == 2 && size_of(args.teacher.dtype) == 2;
+  const bool many = args.classes > kFewClasses,
+             halves = size_of(args.student.dtype) == 2 && size_of(args.teacher.dtype) == 2;
   if (many && halves && in_phase(logits, 8)) return launch_logit_mse<Format<float, 2, 8, true>>(args, kOp);
   if (many && in_phase(logits, 4)) return launch_logit_mse<Format<float, 0, 4, true>>(args, kOp);
   return launch_logit_mse<Format<float, 0, 1, true>>(args, kOp);

@@ -1,5 +1,5 @@
-// mean_teacher_loss on CUDA: one launch. Where class_loss is normalised by the labeled rows, gradients need their
-// number first: every block counts them for itself, or, of many rows, a small launch before does.
+// mean_teacher_loss on CUDA: one launch. Where class_loss is normalised by the labeled rows, gradients need
+// their number first: every block counts them for itself, or, of many rows, a small launch before does.
 #include "mean_teacher_loss.h"
 
 #include "consistency.cuh"
@@ -29,7 +29,8 @@ struct Scales {
   double consistency, distance;
 };
 
-// One row of the objective. Side 0 is the class head, 1 the teacher, kHead the head that agrees with the teacher.
+// One row of the objective. Side 0 is the class head, 1 the teacher, kHead the head that agrees with the
+// teacher.
 template <class Acc, int kSides>
 struct ObjectiveRow {
   static constexpr int kSums = kOwnSums, kHead = kSides == 3 ? 2 : 0;
@@ -42,7 +43,8 @@ struct ObjectiveRow {
   Acc inverse_class = 0, lead = 0, along = 0;
   Acc by_class = 0, by_consistency = 0, by_distance = 0;  // what gradients are multiplied by
 
-  __device__ ObjectiveRow(const MeanTeacherLoss& args, const Logits<Acc, kSides>& logits, int64_t row) : kl(args.kl) {
+  __device__ ObjectiveRow(const MeanTeacherLoss& args, const Logits<Acc, kSides>& logits, int64_t row)
+      : kl(args.kl) {
     if (row >= args.rows) return;
     const int64_t given = label_of(args, row);
     labeled = given != args.ignore_index;
@@ -51,7 +53,8 @@ struct ObjectiveRow {
     label = static_cast<int>(given);
 #pragma unroll
     for (int s = 0; s < 2; ++s)
-      own[s] = element<Acc>(logits.sides[s], logits.offset(logits.sides[s], row) + label * logits.sides[s].class_stride);
+      own[s] = element<Acc>(logits.sides[s],
+                            logits.offset(logits.sides[s], row) + label * logits.sides[s].class_stride);
   }
   __device__ bool has_label() const { return label != kNoClass; }
 
@@ -116,9 +119,10 @@ struct ObjectiveTotals {
     for (int k = 0; k < kParts + kCounts; ++k)
       sums[k] = k < kParts ? losses[k] : static_cast<double>(counts[k - kParts]);
     if (!grid_sum(sums, scratch) || threadIdx.x != 0) return;
-    const double parts[kParts] = {sums[kClass] * scales.of_classes,
-                                  scales.consistency == 0 ? 0 : sums[kConsistency] * scales.of_rows * scales.consistency,
-                                  scales.distance == 0 ? 0 : sums[kDistance] * scales.of_rows * scales.distance};
+    const double parts[kParts] = {
+        sums[kClass] * scales.of_classes,
+        scales.consistency == 0 ? 0 : sums[kConsistency] * scales.of_rows * scales.consistency,
+        scales.distance == 0 ? 0 : sums[kDistance] * scales.of_rows * scales.distance};
     for (int k = 0; k < kParts; ++k) static_cast<Acc*>(args.parts)[k] = static_cast<Acc>(parts[k]);
     *static_cast<Acc*>(args.total) = static_cast<Acc>(parts[0] + parts[1] + parts[2]);
     for (int k = 0; k < kCounts; ++k) args.counts[k] = static_cast<int64_t>(sums[kParts + k]);
@@ -148,12 +152,10 @@ __device__ void run_objective(const MeanTeacherLoss& args, const Logits<typename
   if (args.kl) {
     if (agrees) losses[kConsistency] = own[kCross] / z1 + logarithm(head / z1);
   } else {
-    LongSums<Acc, 2> terms;
-    part.for_each([&](const Class<Acc, kSides>& c) { row.add_terms(c, terms.recent), terms.step(); });
-    terms.fold();
-    group.sum(terms.all);
-    if (agrees) losses[kConsistency] = terms.all[0] / classes;
-    row.lead = static_cast<Acc>(2 / (classes * head)), row.along = static_cast<Acc>(terms.all[1] / head);
+    double terms[2];
+    part.terms(group, [&](const Class<Acc, kSides>& c, Acc* sums) { row.add_terms(c, sums); }, terms);
+    if (agrees) losses[kConsistency] = terms[0] / classes;
+    row.lead = static_cast<Acc>(2 / (classes * head)), row.along = static_cast<Acc>(terms[1] / head);
   }
   row.by_consistency = agrees ? static_cast<Acc>(scales.consistency * scales.of_rows) : Acc(0);
   losses[kDistance] = own[kSquares] / classes;
@@ -175,7 +177,8 @@ template <class F, int kSides, bool kCached>
 __global__ void __launch_bounds__(kMaxThreads, kBlocksPerSm)
     mean_teacher_loss_kernel(const MeanTeacherLoss args, const Logits<typename F::Acc, kSides> logits,
                              const Sharing sharing, const int cluster) {
-  Scales scales{1 / static_cast<double>(args.rows), 0, args.consistency_weight.get(), args.logit_distance_cost.get()};
+  Scales scales{1 / static_cast<double>(args.rows), 0, args.consistency_weight.get(),
+                args.logit_distance_cost.get()};
   scales.of_classes = scales.of_rows;
   if (args.by_labeled) {
     const double labeled = args.rows > kCountedInBlock
@@ -219,7 +222,8 @@ Logits<Acc, kSides> objective_logits(const MeanTeacherLoss& args) {
 template <class F, int kSides>
 void launch_objective(const MeanTeacherLoss& args, const Logits<typename F::Acc, kSides>& logits) {
   LaunchShape shape{0, 0, 0, args.stream};
-  const auto cached = mean_teacher_loss_kernel<F, kSides, true>, streaming = mean_teacher_loss_kernel<F, kSides, false>;
+  const auto cached = mean_teacher_loss_kernel<F, kSides, true>,
+             streaming = mean_teacher_loss_kernel<F, kSides, false>;
   const DeviceLimits limits = device_limits(args.device, kOp);
   const SharingChoice<F, kSides, kGroupHeader<kSides + kOwnSums>> choice(logits, limits, args.device, kOp);
   Sharing sharing = choice.choose(cached, streaming, shape);

@@ -11,7 +11,7 @@ constexpr int64_t kFewClasses =
     32;  // one thread may hold them; in packs, head and tail would be most of the row
 
 struct Sharing {
-  int group;    // threads of a row, a power of two; above a warp, all threads of its blocks
+  int group;     // threads of a row, a power of two; above a warp, all threads of its blocks
   bool cached;   // in shared memory
   double scale;  // Consistency::row_scale()
   Scratch scratch;
@@ -36,7 +36,8 @@ bool in_phase(const Logits<Acc, kSides>& logits, int64_t n) {
     if (!operand.data) return true;
     if (operand.class_stride != 1 || phase(operand) != phase(first)) return false;
     for (int dim = 0; dim < kMaxRowDims; ++dim) {
-      if (logits.row_sizes[dim] > 1 && (operand.row_strides[dim] - first.row_strides[dim]) % n != 0) return false;
+      if (logits.row_sizes[dim] > 1 && (operand.row_strides[dim] - first.row_strides[dim]) % n != 0)
+        return false;
     }
     return true;
   };
@@ -46,8 +47,8 @@ bool in_phase(const Logits<Acc, kSides>& logits, int64_t n) {
   return true;
 }
 
-// How many clusters of this shape are resident at once on the current device; 0: it has none, or the kernel was
-// compiled for an architecture without.
+// How many clusters of this shape are resident at once on the current device; 0: it has none, or the kernel
+// was compiled for an architecture without.
 template <class... Params>
 int64_t resident_clusters(const char* op, void (*kernel)(Params...), const LaunchShape& shape, int device) {
   constexpr int kFirstArch = 90;
@@ -107,10 +108,10 @@ class SharingChoice {
   }
 
  private:
-  static constexpr int64_t kItems = 4;     // packs of a thread, where there are rows enough to fill the device
-  static constexpr int64_t kFull = 1024;   // threads that fill a multiprocessor
-  static constexpr int64_t kSmall = 128;   // threads of a block of several rows
-  static constexpr int64_t kSystem = 1024;  // bytes of a block's shared memory that the system takes
+  static constexpr int64_t kItems = 4;    // packs of a thread, where there are rows enough to fill the device
+  static constexpr int64_t kFull = 1024;  // threads that fill a multiprocessor
+  static constexpr int64_t kSmall = 128;  // threads of a block of several rows
+  static constexpr int64_t kSystem = 1024;       // bytes of a block's shared memory that the system takes
   static constexpr int64_t kBeside = 64 * 1024;  // bytes of a cache that leaves room for other blocks
   static constexpr int64_t kItem = kSides * F::N * static_cast<int64_t>(sizeof(typename F::Acc));  // bytes
   const Logits<typename F::Acc, kSides>& logits_;
@@ -119,7 +120,9 @@ class SharingChoice {
   const char* const op_;
   const int64_t packs_;
 
-  int64_t bytes(int64_t group, int64_t threads) const { return kHeader + ceil_div(packs_, group) * kItem * threads; }
+  int64_t bytes(int64_t group, int64_t threads) const {
+    return kHeader + ceil_div(packs_, group) * kItem * threads;
+  }
 
   bool has_thread_per_row() const {
     bool strided = false;
@@ -140,13 +143,14 @@ class SharingChoice {
   template <class Kernel>
   void widen(Kernel* kernel, LaunchShape& shape) const {
     const int64_t comfortable = limits_.shared_per_sm / F::kBlocksPerSm - kSystem;
-    for (const int64_t most : {std::min<int64_t>(comfortable, limits_.shared_per_block),
-                               int64_t{limits_.shared_per_block}}) {
+    for (const int64_t most :
+         {std::min<int64_t>(comfortable, limits_.shared_per_block), int64_t{limits_.shared_per_block}}) {
       for (int cluster = 1; cluster <= kMaxCluster; cluster *= 2) {
         const bool more = cluster < kMaxCluster / 2 && packs_ >= 2 * cluster * kMaxThreads &&
                           logits_.rows * cluster < limits_.sms;
         const int64_t shared = bytes(cluster * kMaxThreads, kMaxThreads);
-        if (shared > most || (more && can(kernel, shape, 2 * cluster, bytes(2 * cluster * kMaxThreads, kMaxThreads))))
+        if (shared > most ||
+            (more && can(kernel, shape, 2 * cluster, bytes(2 * cluster * kMaxThreads, kMaxThreads))))
           continue;
         if (cluster > 1 && !can(kernel, shape, cluster, shared)) continue;
         shape.cluster = cluster, shape.shared = shared;
@@ -178,7 +182,8 @@ class SharingChoice {
                                        int64_t{kMaxPartials} / shape.cluster});
     const int64_t by_shared = limits_.shared_per_sm / (shape.shared + kSystem);
     const int64_t resident = std::max<int64_t>(1, std::min<int64_t>(2048 / shape.threads, by_shared));
-    return std::min({ceil_div(logits_.rows, shape.threads / group), limits_.sms * resident, int64_t{kMaxPartials}});
+    return std::min(
+        {ceil_div(logits_.rows, shape.threads / group), limits_.sms * resident, int64_t{kMaxPartials}});
   }
 };
 

@@ -30,14 +30,17 @@ struct SoftmaxCrossEntropy {
     return y > x || (y == x && j < i);
   }
   __device__ void look(int index, const Acc (&logits)[2]) {
-    if (hard && leads(logits[1], index, best, label)) best = logits[1], best_student = logits[0], label = index;
+    if (hard && leads(logits[1], index, best, label))
+      best = logits[1], best_student = logits[0], label = index;
   }
   template <class Group>
   __device__ void finish_look(Group& group, const Consistency&, const Logits<Acc, 2>&, int64_t) {
     if (!hard) return;
-    double found[3] = {static_cast<double>(best), static_cast<double>(best_student), static_cast<double>(label)};
-    group.reduce(found, [](double(&x)[3], const double(&y)[3]) {
-      if (!leads(static_cast<Acc>(y[0]), static_cast<int>(y[2]), static_cast<Acc>(x[0]), static_cast<int>(x[2])))
+    double found[3] = {static_cast<double>(best), static_cast<double>(best_student),
+                       static_cast<double>(label)};
+    group.reduce(found, [](double (&x)[3], const double (&y)[3]) {
+      if (!leads(static_cast<Acc>(y[0]), static_cast<int>(y[2]), static_cast<Acc>(x[0]),
+                 static_cast<int>(x[2])))
         return;
 #pragma unroll
       for (int k = 0; k < 3; ++k) x[k] = y[k];

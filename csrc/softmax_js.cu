@@ -19,8 +19,8 @@ struct SoftmaxJs {
   __device__ void finish(const double (&sums)[2], const Part&, double) {
     sides.set(sums[0], sums[1]);
   }
-  // p log(p / m) or q log(q / m). With r = (p - q) / (p + q), p / m = 1 + r, and = 2 p / (p + q), which keeps its
-  // digits where p is small.
+  // p log(p / m) or q log(q / m). With r = (p - q) / (p + q), p / m = 1 + r, and = 2 p / (p + q), which keeps
+  // its digits where p is small.
   template <int side>
   __device__ Acc weighted_log(const Class<Acc, 2>& c) const {
     const Acc part = side == 0 ? c.e[0] * sides.ratio : c.e[1];

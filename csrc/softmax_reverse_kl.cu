@@ -36,6 +36,8 @@ struct SoftmaxReverseKl {
 
 }  // namespace
 
-void softmax_reverse_kl_cuda(const Consistency& args) { consistency_cuda<SoftmaxReverseKl>(args, "softmax_reverse_kl"); }
+void softmax_reverse_kl_cuda(const Consistency& args) {
+  consistency_cuda<SoftmaxReverseKl>(args, "softmax_reverse_kl");
+}
 
 }  // namespace mtk

@@ -1,5 +1,5 @@
-// Stands in for CUDA's header, so that g++ compiles the .cu files for the CPU: what they use of it, and no more.
-// Threads are fibers: emulator.h runs them.
+// Stands in for CUDA's header, so that g++ compiles the .cu files for the CPU: what they use of it, and no
+// more. Threads are fibers: emulator.h runs them.
 #pragma once
 #include <cmath>
 #include <cstddef>
@@ -83,10 +83,14 @@ inline unsigned atomicAdd(unsigned* to, unsigned x) {
   *to += x;
   return before;
 }
-inline unsigned __clusterRelativeBlockRank() { return mtk_emulator::fiber().block.x % mtk_emulator::grid().cluster; }
+inline unsigned __clusterRelativeBlockRank() {
+  return mtk_emulator::fiber().block.x % mtk_emulator::grid().cluster;
+}
 inline void __cluster_barrier_arrive() {}
 inline void __cluster_barrier_wait() { mtk_emulator::wait_for_cluster(); }
-inline void* __cluster_map_shared_rank(void* mine, unsigned rank) { return mtk_emulator::shared_of(mine, rank); }
+inline void* __cluster_map_shared_rank(void* mine, unsigned rank) {
+  return mtk_emulator::shared_of(mine, rank);
+}
 
 // ---- host
 
@@ -120,7 +124,9 @@ inline cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* 
 }
 inline cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*) { return cudaSuccess; }
 inline cudaError_t cudaStreamGetId(cudaStream_t, unsigned long long* id) { return *id = 0, cudaSuccess; }
-inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) { return *stream = nullptr, cudaSuccess; }
+inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  return *stream = nullptr, cudaSuccess;
+}
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 inline cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
 inline cudaError_t cudaMalloc(void** memory, size_t bytes) {
@@ -139,5 +145,5 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   const unsigned cluster = config->numAttrs ? config->attrs->val.clusterDim.x : 1;
   const mtk_emulator::Grid grid{config->gridDim, config->blockDim, cluster};
   return mtk_emulator::run(grid, config->dynamicSmemBytes, [&] { kernel(args...); }) ? cudaSuccess
-                                                                                      : cudaErrorInvalidValue;
+                                                                                     : cudaErrorInvalidValue;
 }

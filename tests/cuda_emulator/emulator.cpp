@@ -1,4 +1,5 @@
-// The scheduler of emulator.h, and the Python module: the bindings of the losses, with CUDA kernels for CPU tensors.
+// The scheduler of emulator.h, and the Python module: the bindings of the losses, with CUDA kernels for CPU
+// tensors.
 #include "emulator.h"
 
 #include <ucontext.h>
@@ -104,7 +105,8 @@ bool advance(State& s, unsigned rank) {
   Block& block = s.blocks[rank];
   s.running = rank;
   std::memcpy(mtk::shared_memory, block.shared.data(), block.shared.size());
-  const unsigned count = static_cast<unsigned>(block.threads.size()), first = static_cast<unsigned>(s.random() % count);
+  const unsigned count = static_cast<unsigned>(block.threads.size()),
+                 first = static_cast<unsigned>(s.random() % count);
   const bool backwards = s.random() % 2;
   bool any = false;
   for (unsigned i = 0; i < count; ++i) {
@@ -129,7 +131,8 @@ void run_cluster(State& s, unsigned first, size_t shared) {
   for (const Block& block : s.blocks) {
     for (const Thread& thread : block.threads) {
       if (thread.done) continue;
-      std::fprintf(stderr, "emulator: thread %u of block %u waits for ever\n", thread.thread.x, thread.block.x);
+      std::fprintf(stderr, "emulator: thread %u of block %u waits for ever\n", thread.thread.x,
+                   thread.block.x);
       std::abort();
     }
   }
@@ -163,7 +166,8 @@ void exchange_bits(unsigned char (&bits)[8], int lanes) {
 
 bool run(const Grid& grid, size_t shared, const std::function<void()>& kernel) {
   State& s = state();
-  if (grid.threads.x % kWarp || shared > static_cast<size_t>(s.device.shared) || grid.blocks.x % grid.cluster) return false;
+  if (grid.threads.x % kWarp || shared > static_cast<size_t>(s.device.shared) || grid.blocks.x % grid.cluster)
+    return false;
   if (grid.cluster > 1 && s.device.major < 9) return false;
   s.grid = grid, s.kernel = &kernel, ++s.launches;
   const unsigned clusters = grid.blocks.x / grid.cluster, turn = static_cast<unsigned>(s.random());

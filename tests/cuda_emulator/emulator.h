@@ -1,6 +1,6 @@
-// Runs a kernel's threads as fibers on one CPU thread: barriers, shuffles, shared memory, clusters. A fiber runs
-// until it has to wait for others; which one runs next is drawn at random, so that what needs a barrier and has
-// none shows. A wait that nobody ends is reported.
+// Runs a kernel's threads as fibers on one CPU thread: barriers, shuffles, shared memory, clusters. A fiber
+// runs until it has to wait for others; which one runs next is drawn at random, so that what needs a barrier
+// and has none shows. A wait that nobody ends is reported.
 #pragma once
 #include <cstddef>
 #include <cstring>
@@ -36,7 +36,8 @@ void* shared_of(void* mine, unsigned rank);
 long launches();
 // Puts 8 bytes of a lane where its warp's other lanes see them, once all have come; gives the other lane's.
 void exchange_bits(unsigned char (&bits)[8], int lanes);
-// False where the launch is refused: more threads or shared memory than the device has, blocks that no cluster fits.
+// False where the launch is refused: more threads or shared memory than the device has, blocks that no
+// cluster fits.
 bool run(const Grid& grid, size_t shared, const std::function<void()>& kernel);
 
 template <class T>
