@@ -28,9 +28,9 @@ struct Operand {
 
 struct Consistency {
   Operand student, teacher;
-  Operand dstudent, dteacher;  // dtype of their logits, fp32 where that is fp16
-  Operand weight;              // of the rows: no classes
-  Operand center;              // [classes]: no rows
+  Operand dstudent, dteacher;           // dtype of their logits, fp32 where that is fp16
+  Operand weight;                       // of the rows: no classes
+  Operand center;                       // [classes]: no rows
   double student_scale, teacher_scale;  // 1 / temperature
   bool has_threshold;
   Number threshold;        // for max q

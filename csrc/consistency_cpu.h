@@ -1,6 +1,6 @@
-// The CPU side of consistency.h: logits are brought to accumulators in scratch memory, then handed to the loss,
-// either one row at a time (the vector along the classes) or kLanes rows at a time (across the rows: few or
-// strided classes).
+// The CPU side of consistency.h: logits are brought to accumulators in scratch memory, then handed to the
+// loss, either one row at a time (the vector along the classes) or kLanes rows at a time (across the rows:
+// few or strided classes).
 //
 // A loss is a struct:
 //   Cross               what is added up beside the exponentials (below)
@@ -19,9 +19,11 @@ namespace mtk {
 
 constexpr int64_t kLogitsPerThread = 8 * 1024;  // fewer do not pay for one more thread
 
-// ---- what is added up beside exponentials; the class that is masked at the side which weighs it adds nothing
+// ---- what is added up beside exponentials; the class that is masked at the side which weighs it adds
+// nothing
 
 struct NoCross {
+  static constexpr bool kNone = true;
   template <class Acc>
   MTK_INLINE static Acc term(Acc, Acc, Acc, Acc) {
     return 0;
@@ -58,18 +60,29 @@ struct LossRow {
   void take(const Sums& sums) { za = sums.za, zb = sums.zb, cross = sums.cross; }
 };
 
-// zb * (p - q) = ea * (zb / za) - eb: exactly 0 for equal sides, however the compiler contracts it. The ratio is
-// kept in two parts: its rounding would be the same for a whole row and not average out over the classes.
+// A row's constant in two parts: rounded to one, it would be off by the same for every class of the row,
+// which does not average out.
 template <class Acc, int L>
-struct Difference {
+struct Split {
   Acc high[L], low[L];
 
-  void set(int lane, const LossRow& row) {
-    const Wide<Acc> ratio = row.zb * row.inverse_za<Acc>();
-    high[lane] = static_cast<Acc>(ratio);
-    low[lane] = static_cast<Acc>(ratio - high[lane]);
+  void set(int lane, Wide<Acc> value) {
+    high[lane] = static_cast<Acc>(value);
+    low[lane] = static_cast<Acc>(value - high[lane]);
   }
-  MTK_INLINE Acc operator()(Acc ea, Acc eb, int lane) const { return (ea * high[lane] - eb) + ea * low[lane]; }
+};
+
+// zb * (p - q) = ea * (zb / za) - eb: exactly 0 for equal sides, however the compiler contracts it.
+template <class Acc, int L>
+struct Difference : Split<Acc, L> {
+  void set(int lane, const LossRow& row) { Split<Acc, L>::set(lane, row.zb * row.inverse_za<Acc>()); }
+  MTK_INLINE Acc operator()(Acc ea, Acc eb, int lane) const {
+    return (ea * this->high[lane] - eb) + ea * this->low[lane];
+  }
+  // The difference less a constant, near which it may be.
+  MTK_INLINE Acc less(const Split<Acc, L>& mean, Acc ea, Acc eb, int lane) const {
+    return ((ea * this->high[lane] - eb) - mean.high[lane]) + (ea * this->low[lane] - mean.low[lane]);
+  }
 };
 
 // scale * (p - q)
@@ -82,8 +95,8 @@ struct ProbabilityDifference {
     difference.set(lane, row);
     factor[lane] = static_cast<Acc>(scale * row.inverse_zb<Acc>());
   }
-  MTK_INLINE Acc operator()(const Class<Acc>& c, int lane) const {
-    return factor[lane] * difference(c.ea, c.eb, lane);
+  MTK_INLINE Acc operator()(Acc ea, Acc eb, Acc, Acc, int lane) const {
+    return factor[lane] * difference(ea, eb, lane);
   }
 };
 
@@ -97,10 +110,12 @@ F prepared(const LossRow (&rows)[L]) {
 template <template <class, int> class Of, class Acc, int L>
 void sum_terms(const Block<Acc, L>& block, const LossRow (&rows)[L], Terms (&sums)[L]) {
   const auto f = prepared<Of<Acc, L>>(rows);
-  for_each_block<Acc, L>(block.classes, [&](int64_t begin, int64_t end) { add_terms(f, block, begin, end, sums); });
+  for_each_block<Acc, L>(block.classes,
+                         [&](int64_t begin, int64_t end) { add_terms(f, block, begin, end, sums); });
 }
 
-// softmax_cross_entropy's target where it is hard: exponentials become 1 at the first largest class, 0 elsewhere.
+// softmax_cross_entropy's target where it is hard: exponentials become 1 at the first largest class, 0
+// elsewhere.
 template <class Acc, int L>
 struct HardTarget {
   int64_t index[L];
@@ -129,7 +144,8 @@ struct HardTarget {
 template <class Acc, int L>
 struct LogitSum {
   void set(int, const LossRow&) {}
-  MTK_INLINE void add(const Class<Acc>& c, int, double& t0, double&) const { t0 += c.x; }
+  MTK_INLINE Acc first(Acc, Acc, Acc x, Acc, int) const { return x; }
+  MTK_INLINE Acc second(Acc, Acc, Acc, Acc, int) const { return 0; }
 };
 
 // Exponentials and sums of L rows; which of them count is known afterwards.
@@ -157,8 +173,8 @@ void sum_rows(const Consistency& args, Block<Acc, L>& block, LossRow (&rows)[L])
     });
     for (int lane = 0; lane < L; ++lane) rows[lane].take(sums[lane]);
     for (int lane = 0; lane < L && args.has_threshold; ++lane) {
-      rows[lane].kept = !rows[lane].masked() && !(static_cast<Acc>(1 / rows[lane].zb) <
-                                                  static_cast<Acc>(args.threshold.get()));
+      rows[lane].kept = !rows[lane].masked() &&
+                        !(static_cast<Acc>(1 / rows[lane].zb) < static_cast<Acc>(args.threshold.get()));
       if (!rows[lane].kept) rows[lane].weight = 0;
     }
     if (hard) hard->replace(block, rows);
@@ -176,8 +192,8 @@ void write_side(const Block<Acc, L>& block, const LossRow (&rows)[L], Acc* to) {
 
 // Losses of L rows, and the gradients that are not null; dstudent may be ea where dteacher is null.
 template <class Loss, class Acc, int L>
-void run_block(const Consistency& args, Block<Acc, L>& block, LossRow (&rows)[L], Acc* dstudent, Acc* dteacher,
-               double* losses) {
+void run_block(const Consistency& args, Block<Acc, L>& block, LossRow (&rows)[L], Acc* dstudent,
+               Acc* dteacher, double* losses) {
   sum_rows<Loss>(args, block, rows);
   if constexpr (Loss::kTerms) {
     Terms terms[L] = {};
@@ -254,8 +270,15 @@ void run_rows(const Consistency& args, int64_t begin, int64_t end, Acc* scratch,
     // The student's gradient goes where its exponentials are; those lie in its own row where they can.
     Acc* direct = dstudent.template in_place<Acc>();
     if (direct && apart && !args.dteacher.data) ea = direct;
-    Block<Acc, L> block{a, b, ea, eb, args.classes, static_cast<Acc>(args.student_scale),
-                        static_cast<Acc>(args.teacher_scale), {}, {}};
+    Block<Acc, L> block{a,
+                        b,
+                        ea,
+                        eb,
+                        args.classes,
+                        static_cast<Acc>(args.student_scale),
+                        static_cast<Acc>(args.teacher_scale),
+                        {},
+                        {}};
     LossRow rows[L];
     double losses[L];
     read_weights(args, first, lanes, rows);

@@ -8,8 +8,8 @@ namespace {
 
 // a - b; 0 where both are the same infinity.
 template <class Acc>
-MTK_INLINE Acc distance(const Class<Acc>& c) {
-  return where(c.x != c.y, c.x - c.y);
+MTK_INLINE Acc distance(Acc x, Acc y) {
+  return where(x != y, x - y);
 }
 
 struct LogitMse {
@@ -21,10 +21,8 @@ struct LogitMse {
   template <class Acc, int L>
   struct Terms {
     void set(int, const LossRow&) {}
-    MTK_INLINE void add(const Class<Acc>& c, int, double& squares, double&) const {
-      const Acc d = distance(c);
-      squares += d * d;
-    }
+    MTK_INLINE Acc first(Acc, Acc, Acc x, Acc y, int) const { return distance(x, y) * distance(x, y); }
+    MTK_INLINE Acc second(Acc, Acc, Acc, Acc, int) const { return 0; }
   };
 
   template <class Acc, int L>
@@ -34,7 +32,9 @@ struct LogitMse {
     void set(int lane, const LossRow& row) {
       factor[lane] = static_cast<Acc>(2 * row.student / static_cast<double>(row.classes));
     }
-    MTK_INLINE Acc operator()(const Class<Acc>& c, int lane) const { return factor[lane] * distance(c); }
+    MTK_INLINE Acc operator()(Acc, Acc, Acc x, Acc y, int lane) const {
+      return factor[lane] * distance(x, y);
+    }
   };
 
   template <class Acc, int L>
@@ -44,7 +44,9 @@ struct LogitMse {
     void set(int lane, const LossRow& row) {
       factor[lane] = static_cast<Acc>(-2 * row.teacher / static_cast<double>(row.classes));
     }
-    MTK_INLINE Acc operator()(const Class<Acc>& c, int lane) const { return factor[lane] * distance(c); }
+    MTK_INLINE Acc operator()(Acc, Acc, Acc x, Acc y, int lane) const {
+      return factor[lane] * distance(x, y);
+    }
   };
 };
 

@@ -1,5 +1,5 @@
-// logit_mse: row loss = (1/C) sum_c (a_c - b_c)^2, gradients = (2/C) (a_c - b_c) and its negative. No temperature,
-// center or threshold.
+// logit_mse: row loss = (1/C) sum_c (a_c - b_c)^2, gradients = (2/C) (a_c - b_c) and its negative. No
+// temperature, center or threshold.
 #pragma once
 #include "consistency.h"
 

@@ -39,14 +39,14 @@ void check_device(const Argument& argument, const TensorView& view, const Tensor
          view.attribute("device"));
 }
 
-void read_center(const Argument& argument, const py::object& center, int64_t classes, const TensorView& student,
-                 Operand& operand) {
+void read_center(const Argument& argument, const py::object& center, int64_t classes,
+                 const TensorView& student, Operand& operand) {
   const TensorView view = TensorView::of(center.ptr(), argument);
   if (!view.is_float()) refuse(Refusal::type, argument, kFloatDtypes, view.attribute("dtype"));
   check_device(argument, view, student);
   if (view.ndim != 1 || view.shape[0] != classes) {
-    refuse(Refusal::value, argument, "have shape [" + std::to_string(classes) + "], one number for each class",
-           view.shape_text());
+    refuse(Refusal::value, argument,
+           "have shape [" + std::to_string(classes) + "], one number for each class", view.shape_text());
   }
   operand.data = view.address();
   operand.dtype = view.float_dtype();
@@ -62,7 +62,16 @@ TensorView read_weight(const Argument& argument, const py::object& weight, int64
 }
 
 // The fields of LossOptions, in its order.
-enum Field { kStudentTemperature, kTeacherTemperature, kCenter, kWeight, kThreshold, kHard, kSmoothing, kFields };
+enum Field {
+  kStudentTemperature,
+  kTeacherTemperature,
+  kCenter,
+  kWeight,
+  kThreshold,
+  kHard,
+  kSmoothing,
+  kFields
+};
 
 }  // namespace
 
@@ -94,7 +103,8 @@ void check_beside(const char* op, const char* name, const TensorView& student, c
   check_device(argument, other, student);
 }
 
-void check_row_shape(const Argument& argument, const TensorView& view, int64_t dim, const TensorView& student) {
+void check_row_shape(const Argument& argument, const TensorView& view, int64_t dim,
+                     const TensorView& student) {
   bool fits = view.ndim == student.ndim - 1;
   std::string shape;
   for (int32_t i = 0, at = 0; i < student.ndim; ++i) {
@@ -104,7 +114,8 @@ void check_row_shape(const Argument& argument, const TensorView& view, int64_t d
     ++at;
   }
   if (!fits)
-    refuse(Refusal::value, argument, "have shape [" + shape + "], one number for each row", view.shape_text());
+    refuse(Refusal::value, argument, "have shape [" + shape + "], one number for each row",
+           view.shape_text());
   check_device(argument, view, student);
 }
 
@@ -172,7 +183,8 @@ void read_loss_options(const char* op, const py::object& options, int64_t dim, c
     refuse(Refusal::value, {op, "label_smoothing"}, "be at least 0 and below 1", py::str(smoothing));
 }
 
-int64_t place(const char* op, int64_t dim, const Placed* placed, int count, int64_t (&row_sizes)[kMaxRowDims]) {
+int64_t place(const char* op, int64_t dim, const Placed* placed, int count,
+              int64_t (&row_sizes)[kMaxRowDims]) {
   const TensorView& student = *placed[0].view;
   const auto stride = [&](const Placed& one, int64_t i) {
     return !one.view ? 0 : one.view->strides[one.has_classes || i < dim ? i : i - 1];

@@ -1,23 +1,27 @@
-// Logits on their way between the operands of a loss and the CPU's loops: one row, or a tile of rows side by side.
+// Logits on their way between the operands of a loss and the CPU's loops: one row, or a tile of rows side by
+// side.
 #pragma once
 #include "consistency.h"
 #include "cpu.h"
 
 namespace mtk {
 
-constexpr int kLanes = 16;              // rows of a tile
-constexpr int64_t kTileClasses = 64;    // contiguous rows shorter than this go in tiles
-constexpr int64_t kTileStrided = 4096;  // strided rows go in tiles up to this many classes: 0.5 MB, about an L2
+constexpr int kLanes = 16;            // rows of a tile
+constexpr int64_t kTileClasses = 64;  // contiguous rows shorter than this go in tiles
+constexpr int64_t kTileStrided =
+    4096;  // strided rows go in tiles up to this many classes: 0.5 MB, about an L2
 
-// Where the rows of a tile begin in an operand; lanes past the last row repeat the first.
+// Where L rows begin in an operand; lanes past the last row repeat the first.
+template <int L>
 struct Starts {
-  int64_t at[kLanes];
+  int64_t at[L];
   int lanes;
   bool adjacent;  // one after the other in memory, class by class: a whole tile
 
-  Starts(const Operand& operand, const int64_t (&row_sizes)[kMaxRowDims], int64_t row, int lanes) : lanes(lanes) {
-    adjacent = lanes == kLanes && operand.class_stride != 1;
-    for (int lane = 0; lane < kLanes; ++lane) {
+  Starts(const Operand& operand, const int64_t (&row_sizes)[kMaxRowDims], int64_t row, int lanes)
+      : lanes(lanes) {
+    adjacent = lanes == L && operand.class_stride != 1;
+    for (int lane = 0; lane < L; ++lane) {
       at[lane] = lane < lanes ? row_offset(operand, row_sizes, row + lane) : at[0];
       adjacent = adjacent && at[lane] == at[0] + lane;
     }
@@ -26,8 +30,8 @@ struct Starts {
 
 // Class-major accumulators: (class c, lane) at c * kLanes + lane.
 template <class T, class Acc>
-MTK_CPU_CLONES static void gather_tile(const T* from, const Starts& rows, int64_t class_stride, int64_t classes,
-                                       Acc* to) {
+MTK_CPU_CLONES static void gather_tile(const T* from, const Starts<kLanes>& rows, int64_t class_stride,
+                                       int64_t classes, Acc* to) {
   if (rows.adjacent) {
     for (int64_t c = 0; c < classes; ++c) {
 #pragma omp simd
@@ -51,8 +55,8 @@ MTK_CPU_CLONES static void gather_tile(const T* from, const Starts& rows, int64_
 }
 
 template <class T, class Acc>
-MTK_CPU_CLONES static void scatter_tile(const Acc* from, T* to, const Starts& rows, int64_t class_stride,
-                                        int64_t classes) {
+MTK_CPU_CLONES static void scatter_tile(const Acc* from, T* to, const Starts<kLanes>& rows,
+                                        int64_t class_stride, int64_t classes) {
   if (rows.adjacent) {
     for (int64_t c = 0; c < classes; ++c) {
 #pragma omp simd
@@ -100,9 +104,10 @@ template <int L>
 struct RowsOf {
   const Operand& operand;
   int64_t classes;
-  Starts starts;
+  Starts<L> starts;
 
-  RowsOf(const Operand& operand, const int64_t (&row_sizes)[kMaxRowDims], int64_t row, int lanes, int64_t classes)
+  RowsOf(const Operand& operand, const int64_t (&row_sizes)[kMaxRowDims], int64_t row, int lanes,
+         int64_t classes)
       : operand(operand), classes(classes), starts(operand, row_sizes, row, lanes) {}
 
   template <class Acc>
@@ -132,7 +137,8 @@ struct RowsOf {
   // The row where it lies, if it lies there as accumulators; else null.
   template <class Acc>
   Acc* in_place() const {
-    const bool same = operand.dtype == (sizeof(Acc) == 8 ? Dtype::f64 : Dtype::f32) && operand.class_stride == 1;
+    const bool same =
+        operand.dtype == (sizeof(Acc) == 8 ? Dtype::f64 : Dtype::f32) && operand.class_stride == 1;
     return L == 1 && operand.data && same ? static_cast<Acc*>(operand.data) + starts.at[0] : nullptr;
   }
 };

@@ -18,9 +18,10 @@
 namespace mtk {
 namespace {
 
-// What results are allocated with, looked up once.
+// What results are allocated with, looked up once. The 0-d tensors are what a CPU's loss is made like: 1 us
+// less than `new_empty`.
 struct Torch {
-  py::object empty_like, float32, float64, int64, dtype_name = py::make_tuple("dtype");
+  py::object empty_like, float32, float64, int64, scalar32, scalar64, dtype_name = py::make_tuple("dtype");
 };
 
 const Torch& torch() {
@@ -28,8 +29,12 @@ const Torch& torch() {
   return storage
       .call_once_and_store_result([] {
         const py::module_ module = py::module_::import("torch");
-        return Torch{module.attr("empty_like"), module.attr("float32"), module.attr("float64"),
-                     module.attr("int64")};
+        const py::object float32 = module.attr("float32"), float64 = module.attr("float64");
+        const auto scalar = [&](const py::object& dtype) {
+          return module.attr("zeros")(py::tuple(), py::arg("dtype") = dtype, py::arg("device") = "cpu");
+        };
+        return Torch{module.attr("empty_like"), float32,         float64,
+                     module.attr("int64"),      scalar(float32), scalar(float64)};
       })
       .get_stored();
 }
@@ -49,16 +54,23 @@ py::object empty(const TensorView& like, const py::object& shape, const py::obje
                                            torch().dtype_name.ptr()));
 }
 
+py::object empty_scalar(const TensorView& like, bool doubles) {
+  if (!like.on_cpu()) return empty(like, py::tuple(), doubles ? torch().float64 : torch().float32);
+  PyObject* arguments[] = {(doubles ? torch().scalar64 : torch().scalar32).ptr()};
+  return checked(PyObject_Vectorcall(torch().empty_like.ptr(), arguments, 1, nullptr));
+}
+
 py::object empty_loss(const TensorView& student, int64_t dim, bool doubles, Reduction reduction) {
+  if (reduction != Reduction::none) return empty_scalar(student, doubles);
   py::list sizes;
-  for (int64_t i = 0; reduction == Reduction::none && i < student.ndim; ++i) {
+  for (int64_t i = 0; i < student.ndim; ++i) {
     if (i != dim) sizes.append(student.shape[i]);
   }
   return empty(student, py::tuple(sizes), doubles ? torch().float64 : torch().float32);
 }
 
-// Uninitialised, laid out like the logits. fp32 for fp16 logits: fp16 would lose what a loss scale brings back
-// later.
+// Uninitialised, laid out like the logits. fp32 for fp16 logits: fp16 would lose what a loss scale brings
+// back later.
 py::object empty_gradient(const TensorView& logits) {
   const bool half = logits.float_dtype() == Dtype::f16;
   PyObject* arguments[] = {logits.object, torch().float32.ptr()};
@@ -92,7 +104,8 @@ void check_consistency(const char* op, const py::object& student, const py::obje
   Consistency args{};
   std::optional<TensorView> weight;
   check_consistency_views(op, TensorView::of(student.ptr(), {op, "student"}),
-                          TensorView::of(teacher.ptr(), {op, "teacher"}), dim, reduction, options, args, weight);
+                          TensorView::of(teacher.ptr(), {op, "teacher"}), dim, reduction, options, args,
+                          weight);
 }
 
 // gradients: 1 the student's, 2 the teacher's, 3 both.
@@ -119,7 +132,7 @@ py::tuple consistency(const char* op, Kernel<Consistency> cuda, const py::object
   const py::object loss = empty_loss(s, along, doubles, args.reduction);
   args.loss = TensorView::of(loss.ptr(), {op, "loss"}).address();
   if (args.has_threshold) {
-    utilization.make(empty_loss(s, along, doubles, Reduction::mean));
+    utilization.make(empty_scalar(s, doubles));
     args.utilization = utilization.view->address();
   }
   launch({op, "student"}, s, args, cpu, cuda);
@@ -137,7 +150,9 @@ int64_t label_at(const MeanTeacherLoss& args, int64_t offset) {
 
 // On the CPU alone: a GPU's labels are not looked at here.
 void check_label_range(const MeanTeacherLoss& args) {
-  const Operand rows{nullptr, Dtype::f32, 0,
+  const Operand rows{nullptr,
+                     Dtype::f32,
+                     0,
                      {args.labels.row_strides[0], args.labels.row_strides[1], args.labels.row_strides[2],
                       args.labels.row_strides[3]}};
   for (int64_t row = 0; row < args.rows; ++row) {
@@ -189,8 +204,8 @@ int64_t read_objective(ObjectiveViews& views, const py::object& student, const p
   return along;
 }
 
-void place_objective(int64_t along, const ObjectiveViews& views, const Output& dstudent, const Output& dsecond,
-                     MeanTeacherLoss& args) {
+void place_objective(int64_t along, const ObjectiveViews& views, const Output& dstudent,
+                     const Output& dsecond, MeanTeacherLoss& args) {
   Operand labels{};
   const Placed placed[] = {{&views.student, &args.student},
                            {&views.teacher, &args.teacher},
@@ -231,7 +246,7 @@ py::tuple mean_teacher_loss(const py::object& student, const py::object& teacher
   if (with_gradient && views.second) dsecond.make(empty_gradient(*views.second));
   place_objective(along, views, dstudent, dsecond, args);
   const py::object& dtype = args.doubles() ? torch().float64 : torch().float32;
-  total.make(empty(views.student, py::make_tuple(), dtype));
+  total.make(empty_scalar(views.student, args.doubles()));
   parts.make(empty(views.student, py::make_tuple(3), dtype));
   counts.make(empty(views.student, py::make_tuple(static_cast<int>(kCounts)), torch().int64));
   args.total = total.view->address(), args.parts = parts.view->address();

@@ -1,8 +1,9 @@
-// mean_teacher_loss on the CPU. The consistency is that of consistency_cpu.h, on the second head or on the only one;
-// what a label and the other head add to loss and gradients comes on top.
+// mean_teacher_loss on the CPU. The consistency is that of consistency_cpu.h, on the second head or on the
+// only one; what a label and the other head add to loss and gradients comes on top.
 #include "mean_teacher_loss.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "softmax_kl_cpu.h"
 #include "softmax_mse_cpu.h"
@@ -58,21 +59,29 @@ MTK_CPU_CLONES int64_t rank_of(const Acc* logits, int64_t label, int lane, int64
   return ahead;
 }
 
-// Sums of squares of a - d in *squares, and factor * (a - d) onto one gradient and off the other.
+// Adds the squares of a - d, lane by lane, and factor * (a - d) onto one gradient and off the other.
 template <class Acc, int L>
-MTK_CPU_CLONES void add_distance(const Acc* a, const Acc* d, int64_t begin, int64_t end, Acc factor, Acc* da, Acc* dd,
-                                 double* squares) {
-  Acc sums[L] = {};
-  for (int64_t i = begin * L; i < end * L; i += L) {
-    for (int lane = 0; lane < L; ++lane) {
-      const Acc distance = where(a[i + lane] != d[i + lane], a[i + lane] - d[i + lane]);
-      sums[lane] += distance * distance;
-      if (!da) continue;
-      da[i + lane] += factor * distance;
-      dd[i + lane] -= factor * distance;
+MTK_CPU_CLONES void add_distance(const Acc* a, const Acc* d, int64_t classes, Acc factor, Acc* da, Acc* dd,
+                                 double (&squares)[kLanes]) {
+  const int64_t size = classes * L, whole = size / kLanes * kLanes;
+  for (int64_t i = 0; i < whole; i += kLanes) {
+#pragma omp simd
+    for (int k = 0; k < kLanes; ++k) {
+      const Acc distance = where(a[i + k] != d[i + k], a[i + k] - d[i + k]);
+      squares[k] += static_cast<double>(distance) * distance;
     }
   }
-  for (int lane = 0; lane < L; ++lane) squares[lane] += sums[lane];
+  for (int64_t i = whole; i < size; ++i) {
+    const double distance = where(a[i] != d[i], a[i] - d[i]);
+    squares[i - whole] += distance * distance;
+  }
+  if (!da) return;
+#pragma omp simd
+  for (int64_t i = 0; i < size; ++i) {
+    const Acc along = factor * where(a[i] != d[i], a[i] - d[i]);
+    da[i] += along;
+    dd[i] -= along;
+  }
 }
 
 // L rows of the objective in scratch memory.
@@ -154,14 +163,16 @@ struct ObjectiveRows {
   }
 
   void add_distances(Totals& totals) {
-    const double cost = args.logit_distance_cost.get(), scale = row_scale() / static_cast<double>(args.classes);
-    double squares[L] = {};
+    const double cost = args.logit_distance_cost.get(),
+                 scale = row_scale() / static_cast<double>(args.classes);
+    double squares[kLanes] = {};
     if (cost != 0) {
-      for_each_block<Acc, L>(args.classes, [&](int64_t begin, int64_t end) {
-        add_distance<Acc, L>(a, d, begin, end, static_cast<Acc>(2 * cost * scale), da, dd, squares);
-      });
+      add_distance<Acc, L>(a, d, args.classes, static_cast<Acc>(2 * cost * scale), da, dd, squares);
+      if (L == 1) squares[0] = std::accumulate(squares, squares + kLanes, 0.0);
     }
-    for (int lane = 0; lane < lanes; ++lane) totals.distances[first + lane] = cost != 0 ? cost * scale * squares[lane] : 0;
+    for (int lane = 0; lane < lanes; ++lane) {
+      totals.distances[first + lane] = cost != 0 ? cost * scale * squares[lane] : 0;
+    }
   }
 };
 
@@ -181,9 +192,20 @@ void run_objective(const MeanTeacherLoss& args, double class_scale, int64_t begi
     };
     Acc* const a = read(args.student, 0);
     Acc* const da = args.dstudent.data ? scratch + 5 * size : nullptr;
-    ObjectiveRows<Acc, L> rows{args, first, lanes, class_scale, a, two ? read(args.second, 1) : a, read(args.teacher, 2),
-                      scratch + 3 * size, scratch + 4 * size, da, two && da ? scratch + 6 * size : da, {}};
-    for (int lane = 0; lane < L; ++lane) rows.labels[lane] = lane < lanes ? label_of(args, first + lane) : kNoLabel;
+    ObjectiveRows<Acc, L> rows{args,
+                               first,
+                               lanes,
+                               class_scale,
+                               a,
+                               two ? read(args.second, 1) : a,
+                               read(args.teacher, 2),
+                               scratch + 3 * size,
+                               scratch + 4 * size,
+                               da,
+                               two && da ? scratch + 6 * size : da,
+                               {}};
+    for (int lane = 0; lane < L; ++lane)
+      rows.labels[lane] = lane < lanes ? label_of(args, first + lane) : kNoLabel;
     rows.template add_consistency<Loss>(totals);
     if (two && da) std::fill_n(da, size, Acc(0));
     if (two) rows.add_labels(totals), rows.add_distances(totals);
@@ -245,6 +267,8 @@ void run_as(const MeanTeacherLoss& args) {
 
 }  // namespace
 
-void mean_teacher_loss_cpu(const MeanTeacherLoss& args) { args.doubles() ? run_as<double>(args) : run_as<float>(args); }
+void mean_teacher_loss_cpu(const MeanTeacherLoss& args) {
+  args.doubles() ? run_as<double>(args) : run_as<float>(args);
+}
 
 }  // namespace mtk

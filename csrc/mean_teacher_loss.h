@@ -1,13 +1,14 @@
 // mean_teacher_loss: the objective of a step, from one launch. Over B rows, with student logits a (the class
 // head), d (the second head, for consistency; a where there is but one), teacher logits b (its class head),
 // labels l:
-//   class_loss       = sum over labeled rows of (log sum_c exp a_c - a_l) / B, or / the number of labeled rows
-//   consistency_loss = consistency_weight * sum over rows of D(softmax d, softmax b) / B
+//   class_loss       = sum over labeled rows of (log sum_c exp a_c - a_l) / B, or / the number of labeled
+//   rows consistency_loss = consistency_weight * sum over rows of D(softmax d, softmax b) / B
 //                      D = (1/C) sum_c (p - q)^2, or sum_c q (log q - log p)
 //   logit_distance   = logit_distance_cost * sum over rows of (1/C) sum_c (a - d)^2 / B; 0 with one head
 //   total            = their sum
-// The teacher is a constant. A term of weight 0 is 0, whatever the logits hold. Masked classes and rows are as in consistency.h. A label's rank is the number of
-// larger logits, and of equal ones before it; it is a NaN's when the label's logit is NaN: no top-k.
+// The teacher is a constant. A term of weight 0 is 0, whatever the logits hold. Masked classes and rows are
+// as in consistency.h. A label's rank is the number of larger logits, and of equal ones before it; it is a
+// NaN's when the label's logit is NaN: no top-k.
 #pragma once
 #include "consistency.h"
 
@@ -39,7 +40,8 @@ struct MeanTeacherLoss {
   void* stream;
 
   bool doubles() const {
-    return student.dtype == Dtype::f64 || teacher.dtype == Dtype::f64 || (second.data && second.dtype == Dtype::f64);
+    return student.dtype == Dtype::f64 || teacher.dtype == Dtype::f64 ||
+           (second.data && second.dtype == Dtype::f64);
   }
 };
 

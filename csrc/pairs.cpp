@@ -261,4 +261,61 @@ Pairs read_students(const char* op, const py::tuple& students) {
   return pairs;
 }
 
+namespace {
+
+// One side of a pair of floats; none where it is None.
+std::optional<TensorView> read_factor(const Argument& argument, PyObject* tensor, Pairs& pairs) {
+  if (tensor == Py_None) return std::nullopt;
+  const TensorView view = TensorView::of(tensor, argument);
+  if (!view.is_float()) refuse(Refusal::type, argument, kFloatDtypes, view.attribute("dtype"));
+  if (!pairs.first) pairs.first = view;
+  if (!view.same_device(*pairs.first)) {
+    refuse(Refusal::value, argument,
+           "be on the device of the first tensor (" + pairs.first->attribute("device") + ")",
+           view.attribute("device"));
+  }
+  return view;
+}
+
+void add_factors(const Argument& argument, const TensorView& a, const TensorView& b, Plan& plan) {
+  if (!b.same_shape(a)) {
+    refuse(Refusal::value, argument, "have the shape of its first " + a.shape_text(), b.shape_text());
+  }
+  if (a.numel() == 0) return;
+  if (!b.same_strides(a)) {
+    refuse(Refusal::value, argument, "have the memory format of its first, strides " + a.stride_text(),
+           b.stride_text());
+  }
+  const auto add = [&](int64_t start, int64_t length) {
+    Row* row = plan.add();
+    *row = {reinterpret_cast<uint64_t>(b.address() + start * (b.dtype.bits / 8)), length,
+            row_code(kAverage, a.float_dtype(), b.float_dtype()), 0};
+    reinterpret_cast<Target*>(row + 1)[0] = {
+        reinterpret_cast<uint64_t>(a.address() + start * (a.dtype.bits / 8)), 0};
+    plan.count += length;
+  };
+  if (a.dense()) return add(0, a.numel());
+  const Runs runs(a, {argument.op, "first", argument.index});
+  for (const int64_t start : runs.starts) add(start, runs.length);
+}
+
+}  // namespace
+
+Pairs read_factors(const char* op, const py::tuple& first, const py::tuple& second) {
+  if (first.size() != second.size()) {
+    refuse(Refusal::value, {op, "second"},
+           "have as many tensors as first (" + std::to_string(first.size()) + ")",
+           std::to_string(second.size()));
+  }
+  Pairs pairs;
+  pairs.plan.words.reserve(first.size() * 6);
+  for (Py_ssize_t i = 0; i < static_cast<Py_ssize_t>(first.size()); ++i) {
+    const Argument argument{op, "second", i};
+    const std::optional<TensorView> a = read_factor({op, "first", i}, PyTuple_GET_ITEM(first.ptr(), i), pairs),
+                                    b = read_factor(argument, PyTuple_GET_ITEM(second.ptr(), i), pairs);
+    if (a && b) add_factors(argument, *a, *b, pairs.plan);
+  }
+  return pairs;
+}
+
 }  // namespace mtk

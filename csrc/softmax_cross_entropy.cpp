@@ -1,5 +1,5 @@
-// softmax_cross_entropy on the CPU: (1 - s) (log za - (sum_c eb x) / zb) + s (log za - (sum_c x) / C). A hard target
-// has the exponentials eb of one class, so that all else stays as it is.
+// softmax_cross_entropy on the CPU: (1 - s) (log za - (sum_c eb x) / zb) + s (log za - (sum_c x) / C). A hard
+// target has the exponentials eb of one class, so that all else stays as it is.
 #include "softmax_cross_entropy.h"
 
 #include "consistency_cpu.h"
@@ -11,6 +11,7 @@ struct SoftmaxCrossEntropy {
   static constexpr bool kSoftmax = true, kLogits = false, kTerms = false, kTeacherTerms = false;
 
   struct Cross {
+    static constexpr bool kNone = false;
     template <class Acc>
     MTK_INLINE static Acc term(Acc, Acc eb, Acc x, Acc) {
       return eb * where(eb != 0, x);
@@ -34,22 +35,24 @@ struct SoftmaxCrossEntropy {
       smoothed[lane] = static_cast<Acc>(row.student * row.smoothing * row.inverse_za<Acc>());
       uniform[lane] = static_cast<Acc>(row.student * row.smoothing / static_cast<double>(row.classes));
     }
-    MTK_INLINE Acc operator()(const Class<Acc>& c, int lane) const {
-      return ProbabilityDifference<Acc, L>::operator()(c, lane) + (smoothed[lane] * c.ea - uniform[lane]);
+    MTK_INLINE Acc operator()(Acc ea, Acc eb, Acc x, Acc y, int lane) const {
+      return ProbabilityDifference<Acc, L>::operator()(ea, eb, x, y, lane) +
+             (smoothed[lane] * ea - uniform[lane]);
     }
   };
 
   // (1 - s) q (mean of x along q - x)
   template <class Acc, int L>
   struct OfTeacher {
-    Acc factor[L], mean[L];
+    Split<Acc, L> mean;
+    Acc factor[L];
 
     void set(int lane, const LossRow& row) {
       factor[lane] = static_cast<Acc>(row.teacher * (1 - row.smoothing) * row.inverse_zb<Acc>());
-      mean[lane] = static_cast<Acc>(row.cross * row.inverse_zb<Acc>());
+      mean.set(lane, row.cross * row.inverse_zb<Acc>());
     }
-    MTK_INLINE Acc operator()(const Class<Acc>& c, int lane) const {
-      return factor[lane] * c.eb * where(c.eb != 0, mean[lane] - c.x);
+    MTK_INLINE Acc operator()(Acc, Acc eb, Acc x, Acc, int lane) const {
+      return factor[lane] * eb * where(eb != 0, (mean.high[lane] - x) + mean.low[lane]);
     }
   };
 };

@@ -6,7 +6,8 @@
 namespace mtk {
 namespace {
 
-// p log(p / m) and q log(q / m) of a class: p / m = 1 + r = 2 p / (p + q), which keeps its digits where p is small.
+// p log(p / m) and q log(q / m) of a class: p / m = 1 + r = 2 p / (p + q), which keeps its digits where p is
+// small.
 template <class Acc, int L>
 struct Logs {
   Difference<Acc, L> difference;
@@ -14,19 +15,19 @@ struct Logs {
 
   void set(int lane, const LossRow& row) {
     difference.set(lane, row);
-    inverse_za[lane] = static_cast<Acc>(row.inverse_za<Acc>()), inverse_zb[lane] = static_cast<Acc>(row.inverse_zb<Acc>());
+    inverse_za[lane] = static_cast<Acc>(row.inverse_za<Acc>()),
+    inverse_zb[lane] = static_cast<Acc>(row.inverse_zb<Acc>());
   }
-  MTK_INLINE Acc sum(const Class<Acc>& c, int lane) const {
-    const Acc sum = c.ea * difference.high[lane] + c.eb;
-    return sum == 0 ? Acc(1) : sum;
+  MTK_INLINE Acc sum(Acc ea, Acc eb, int lane) const {
+    return ea * difference.high[lane] + eb + std::numeric_limits<Acc>::min();  // not 0
   }
-  MTK_INLINE Acc of_p(const Class<Acc>& c, int lane) const {
-    const Acc both = sum(c, lane), r = difference(c.ea, c.eb, lane) / both;
-    return c.ea * inverse_za[lane] * log_near(2 * (c.ea * difference.high[lane]) / both, r);
+  MTK_INLINE Acc of_p(Acc ea, Acc eb, int lane) const {
+    const Acc both = sum(ea, eb, lane), r = difference(ea, eb, lane) / both;
+    return ea * inverse_za[lane] * log_near(2 * (ea * difference.high[lane]) / both, r);
   }
-  MTK_INLINE Acc of_q(const Class<Acc>& c, int lane) const {
-    const Acc both = sum(c, lane), r = difference(c.ea, c.eb, lane) / both;
-    return c.eb * inverse_zb[lane] * log_near(2 * c.eb / both, -r);
+  MTK_INLINE Acc of_q(Acc ea, Acc eb, int lane) const {
+    const Acc both = sum(ea, eb, lane), r = difference(ea, eb, lane) / both;
+    return eb * inverse_zb[lane] * log_near(2 * eb / both, -r);
   }
 };
 
@@ -38,37 +39,37 @@ struct SoftmaxJs {
 
   template <class Acc, int L>
   struct Terms : Logs<Acc, L> {
-    MTK_INLINE void add(const Class<Acc>& c, int lane, double& of_p, double& of_q) const {
-      of_p += Logs<Acc, L>::of_p(c, lane);
-      of_q += Logs<Acc, L>::of_q(c, lane);
-    }
+    MTK_INLINE Acc first(Acc ea, Acc eb, Acc, Acc, int lane) const { return this->of_p(ea, eb, lane); }
+    MTK_INLINE Acc second(Acc ea, Acc eb, Acc, Acc, int lane) const { return this->of_q(ea, eb, lane); }
   };
 
   template <class Acc, int L>
   struct OfStudent : Logs<Acc, L> {
-    Acc factor[L], mean[L];
+    Split<Acc, L> mean;
+    Acc factor[L];
 
     void set(int lane, const LossRow& row) {
       Logs<Acc, L>::set(lane, row);
       factor[lane] = static_cast<Acc>(row.student / 2);
-      mean[lane] = static_cast<Acc>(row.terms[0] * row.inverse_za<Acc>());
+      mean.set(lane, row.terms[0] * row.inverse_za<Acc>());
     }
-    MTK_INLINE Acc operator()(const Class<Acc>& c, int lane) const {
-      return factor[lane] * (this->of_p(c, lane) - c.ea * mean[lane]);
+    MTK_INLINE Acc operator()(Acc ea, Acc eb, Acc, Acc, int lane) const {
+      return factor[lane] * ((this->of_p(ea, eb, lane) - ea * mean.high[lane]) - ea * mean.low[lane]);
     }
   };
 
   template <class Acc, int L>
   struct OfTeacher : Logs<Acc, L> {
-    Acc factor[L], mean[L];
+    Split<Acc, L> mean;
+    Acc factor[L];
 
     void set(int lane, const LossRow& row) {
       Logs<Acc, L>::set(lane, row);
       factor[lane] = static_cast<Acc>(row.teacher / 2);
-      mean[lane] = static_cast<Acc>(row.terms[1] * row.inverse_zb<Acc>());
+      mean.set(lane, row.terms[1] * row.inverse_zb<Acc>());
     }
-    MTK_INLINE Acc operator()(const Class<Acc>& c, int lane) const {
-      return factor[lane] * (this->of_q(c, lane) - c.eb * mean[lane]);
+    MTK_INLINE Acc operator()(Acc ea, Acc eb, Acc, Acc, int lane) const {
+      return factor[lane] * ((this->of_q(ea, eb, lane) - eb * mean.high[lane]) - eb * mean.low[lane]);
     }
   };
 };

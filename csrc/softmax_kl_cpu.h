@@ -1,5 +1,5 @@
-// softmax_kl on the CPU, as consistency_cpu.h wants it; mean_teacher_loss has it too. sum_c q (log q - log p) = (sum_c eb (y - x)) / zb + log(za / zb): one logarithm a row,
-// and exactly 0 for equal sides.
+// softmax_kl on the CPU, as consistency_cpu.h wants it; mean_teacher_loss has it too. sum_c q (log q - log p)
+// = (sum_c eb (y - x)) / zb + log(za / zb): one logarithm a row, and exactly 0 for equal sides.
 #pragma once
 #include "consistency_cpu.h"
 
@@ -9,6 +9,7 @@ struct SoftmaxKl {
   static constexpr bool kSoftmax = true, kLogits = false, kTerms = false, kTeacherTerms = false;
 
   struct Cross {
+    static constexpr bool kNone = false;
     template <class Acc>
     MTK_INLINE static Acc term(Acc, Acc eb, Acc x, Acc y) {
       return eb * where(eb != 0, y - x);
@@ -25,14 +26,15 @@ struct SoftmaxKl {
   // q ((y - x) - mean of y - x along q); y is near 0 where q counts, so that one rounding is large, not two
   template <class Acc, int L>
   struct OfTeacher {
-    Acc factor[L], mean[L];
+    Split<Acc, L> mean;
+    Acc factor[L];
 
     void set(int lane, const LossRow& row) {
       factor[lane] = static_cast<Acc>(row.teacher * row.inverse_zb<Acc>());
-      mean[lane] = static_cast<Acc>(row.cross * row.inverse_zb<Acc>());
+      mean.set(lane, row.cross * row.inverse_zb<Acc>());
     }
-    MTK_INLINE Acc operator()(const Class<Acc>& c, int lane) const {
-      return factor[lane] * c.eb * where(c.eb != 0, (c.y - mean[lane]) - c.x);
+    MTK_INLINE Acc operator()(Acc, Acc eb, Acc x, Acc y, int lane) const {
+      return factor[lane] * eb * where(eb != 0, ((y - mean.high[lane]) - x) - mean.low[lane]);
     }
   };
 };

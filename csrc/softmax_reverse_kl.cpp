@@ -10,6 +10,7 @@ struct SoftmaxReverseKl {
   static constexpr bool kSoftmax = true, kLogits = true, kTerms = false, kTeacherTerms = false;
 
   struct Cross {
+    static constexpr bool kNone = false;
     template <class Acc>
     MTK_INLINE static Acc term(Acc ea, Acc, Acc x, Acc y) {
       return ea * where(ea != 0, x - y);
@@ -21,14 +22,15 @@ struct SoftmaxReverseKl {
   // p ((x - y) - mean of x - y along p); x is near 0 where p counts, so that one rounding is large, not two
   template <class Acc, int L>
   struct OfStudent {
-    Acc factor[L], mean[L];
+    Split<Acc, L> mean;
+    Acc factor[L];
 
     void set(int lane, const LossRow& row) {
       factor[lane] = static_cast<Acc>(row.student * row.inverse_za<Acc>());
-      mean[lane] = static_cast<Acc>(row.cross * row.inverse_za<Acc>());
+      mean.set(lane, row.cross * row.inverse_za<Acc>());
     }
-    MTK_INLINE Acc operator()(const Class<Acc>& c, int lane) const {
-      return factor[lane] * c.ea * where(c.ea != 0, (c.x - mean[lane]) - c.y);
+    MTK_INLINE Acc operator()(Acc ea, Acc, Acc x, Acc y, int lane) const {
+      return factor[lane] * ea * where(ea != 0, ((x - mean.high[lane]) - y) - mean.low[lane]);
     }
   };
 

@@ -1,4 +1,5 @@
-// softmax_reverse_kl: row loss = sum_c p_c (log p_c - log q_c), gradients = p_c ((log p_c - log q_c) - loss) and q_c - p_c.
+// softmax_reverse_kl: row loss = sum_c p_c (log p_c - log q_c), gradients = p_c ((log p_c - log q_c) - loss)
+// and q_c - p_c.
 #pragma once
 #include "consistency.h"
 

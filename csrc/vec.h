@@ -16,10 +16,13 @@ MTK_INLINE double where(bool condition, double x) {
 }
 
 // exp(x) for x <= 0, in fp32: 2^n exp(r) with n = round(x / ln 2), ln 2 in two parts, and a polynomial for
-// |r| <= ln 2 / 2 that is off by 3e-9. Largest relative error 1.0e-7; 0 below -87.33, where the result would be
-// subnormal; NaN stays NaN. n is added to the exponent as it stands in the low bits of the sum that rounds it.
+// |r| <= ln 2 / 2 that is off by 3e-9. Largest relative error 1.0e-7; 0 below -87.7; NaN stays NaN. n stands,
+// plus the 127 that floats add to their exponent, in the low bits of the sum that rounds it; n = -127 makes a
+// factor of 0.
 MTK_INLINE float exp_nonpositive(float x) {
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding and taking it away rounds to an integer
+  constexpr float kRound =
+      12582912.0f + 127.0f;  // 1.5 * 2^23: adding and taking it away rounds to an integer
+  x = -88.02f > x ? -88.02f : x;
   const float shifted = x * 1.44269504f + kRound;
   const float n = shifted - kRound;
   const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
@@ -30,15 +33,13 @@ MTK_INLINE float exp_nonpositive(float x) {
   poly = poly * r + 4.9999993e-1f;
   poly = poly * r + 1.0f;
   poly = poly * r + 1.0f;
-  const float power = bit_cast<float>(bit_cast<uint32_t>(poly) + (bit_cast<uint32_t>(shifted) << 23));
-  const float outside = 0.0f > x ? 0.0f : x;  // 0, or NaN: what its low bits would do to `power` is not NaN
-  return x >= -87.33f ? power : outside;
+  return poly * bit_cast<float>(bit_cast<uint32_t>(shifted) << 23);
 }
 
 MTK_INLINE double exp_nonpositive(double x) { return std::exp(x); }
 
-// log(u) for 0 < u <= 2 with u = 1 + r, in fp32: e ln 2 + log(1 + f), where 1 + f lies in [sqrt(1/2), sqrt(2)). f comes
-// from r unless u is small, so that small r lose nothing. Of 0: some finite number.
+// log(u) for 0 < u <= 2 with u = 1 + r, in fp32: e ln 2 + log(1 + f), where 1 + f lies in [sqrt(1/2),
+// sqrt(2)). f comes from r unless u is small, so that small r lose nothing. Of 0: some finite number.
 MTK_INLINE float log_near(float u, float r) {
   const int32_t bits = bit_cast<int32_t>(u) - 0x3f3504f3;  // of sqrt(1/2)
   const int32_t exponent = bits >> 23;
@@ -59,8 +60,6 @@ MTK_INLINE float log_near(float u, float r) {
   return (f + tail) + e * 0.693359375f;
 }
 
-MTK_INLINE double log_near(double u, double r) {
-  return r > -0.5 ? std::log1p(r) : u > 0 ? std::log(u) : 0;
-}
+MTK_INLINE double log_near(double u, double r) { return r > -0.5 ? std::log1p(r) : u > 0 ? std::log(u) : 0; }
 
 }  // namespace mtk

@@ -24,6 +24,7 @@ from mtkernels.ops.consistency import (
 )
 from mtkernels.ops.ema import ema_update
 from mtkernels.ops.mean_teacher import MeanTeacherLoss, mean_teacher_loss
+from mtkernels.ops.multi_tensor import multi_tensor_cosine, multi_tensor_dot, multi_tensor_norm
 
 __version__ = "0.1.0"
 __all__ = [
@@ -34,6 +35,9 @@ __all__ = [
     "ema_update",
     "logit_mse",
     "mean_teacher_loss",
+    "multi_tensor_cosine",
+    "multi_tensor_dot",
+    "multi_tensor_norm",
     "nn",
     "schedules",
     "softmax_cross_entropy",

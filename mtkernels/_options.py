@@ -1,4 +1,4 @@
-"""What the losses take beside logits, dim and reduction; csrc/consistency.h tells what each does, the binding checks it."""
+"""What losses take beside logits, dim and reduction: csrc/consistency.h tells what each does; the binding checks it."""
 
 from typing import NamedTuple
 

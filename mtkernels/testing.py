@@ -17,6 +17,8 @@ from mtkernels.backends import reference
 from mtkernels.ops.ema import EmaOptions
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+# Neither weight averages nor losses.
+OTHERS = ("multi_tensor_dot", "sharpen", "temporal_ensemble_")
 Shapes = tuple[tuple[int, ...], ...]
 
 
@@ -76,7 +78,15 @@ def _call_ema(
 
 def _call_loss(name: str) -> Callable[..., list[Tensor]]:
     def call(
-        backend: ModuleType, inputs, *, dim=-1, reduction="mean", gradients=1, weight=False, center=False, **options
+        backend: ModuleType,
+        inputs,
+        *,
+        dim=-1,
+        reduction="mean",
+        gradients=1,
+        weight=False,
+        center=False,
+        **options,
     ) -> list[Tensor]:
         """weight, center: whether there are some; made here, of numbers that float16 holds."""
         (student,), (teacher,) = inputs
@@ -98,11 +108,15 @@ def _numbers(shape: list[int], period: int) -> Tensor:
     return (torch.arange(torch.Size(shape).numel()) % period / 4).view(shape)
 
 
-def _call_mean_teacher(backend: ModuleType, inputs, *, dim=-1, heads=2, with_gradient=True, **options) -> list[Tensor]:
+def _call_mean_teacher(
+    backend: ModuleType, inputs, *, dim=-1, heads=2, with_gradient=True, **options
+) -> list[Tensor]:
     """labels: every third row has none; drawn from the logits, the same for every dtype."""
     (student, second), (teacher, drawn) = inputs
     labels = drawn.double().movedim(dim, -1).argmax(-1)
-    labels = torch.where(torch.arange(labels.numel()).view(labels.shape).to(labels.device) % 3 == 0, -1, labels)
+    labels = torch.where(
+        torch.arange(labels.numel()).view(labels.shape).to(labels.device) % 3 == 0, -1, labels
+    )
     outputs = backend.mean_teacher_loss(
         student,
         teacher,
@@ -118,6 +132,10 @@ def _call_mean_teacher(backend: ModuleType, inputs, *, dim=-1, heads=2, with_gra
     )
     assert not options, options
     return [output for output in outputs if output is not None]
+
+
+def _call_dot(backend: ModuleType, inputs, *, with_norms=False) -> list[Tensor]:
+    return [backend.multi_tensor_dot(*inputs, with_norms)]
 
 
 def _random_logits(
@@ -168,8 +186,16 @@ _LOSS_CASES = {
 }
 _LOSS_BENCH = {
     f"{rows}x{classes}": ((rows, classes),)
-    for rows, classes in ((100, 10), (256, 100), (256, 1000), (4096, 1000), (64, 65536), (16, 131072))
-}
+    for rows, classes in (
+        (100, 10),
+        (256, 100),
+        (256, 1000),
+        (4096, 1000),
+        (64, 65536),
+        (16, 131072),
+    )
+} | {"2x21x512x512": ((2, 21, 512, 512),)}
+_FEW_SIZES = {name: _LOSS_BENCH[name] for name in ("100x10", "256x1000")}
 
 
 def _many(count: int, size: int) -> Shapes:
@@ -207,14 +233,14 @@ OPS = {
             },
         ),
         *(
-            Op(name, _random_logits, _call_loss(name), options, _LOSS_CASES, _LOSS_BENCH)
-            for name, options in (
-                ("softmax_mse", _SOFTMAX_OPTIONS),
-                ("softmax_kl", _SOFTMAX_OPTIONS),
-                ("softmax_reverse_kl", _SOFTMAX_OPTIONS),
-                ("softmax_js", _SOFTMAX_OPTIONS),
-                ("softmax_cross_entropy", _TARGET_OPTIONS),
-                ("logit_mse", _LOGIT_OPTIONS),
+            Op(name, _random_logits, _call_loss(name), options, _LOSS_CASES, sizes)
+            for name, options, sizes in (
+                ("softmax_mse", _SOFTMAX_OPTIONS, _LOSS_BENCH),
+                ("softmax_kl", _SOFTMAX_OPTIONS, _LOSS_BENCH),
+                ("softmax_reverse_kl", _SOFTMAX_OPTIONS, _FEW_SIZES),
+                ("softmax_js", _SOFTMAX_OPTIONS, _FEW_SIZES),
+                ("softmax_cross_entropy", _TARGET_OPTIONS, _FEW_SIZES),
+                ("logit_mse", _LOGIT_OPTIONS, _FEW_SIZES),
             )
         ),
         Op(
@@ -223,7 +249,25 @@ OPS = {
             _call_mean_teacher,
             _OBJECTIVE_OPTIONS,
             _LOSS_CASES,
-            _LOSS_BENCH,
+            _FEW_SIZES,
+        ),
+        Op(
+            name="multi_tensor_dot",
+            make=random_lists,
+            call=_call_dot,
+            options=({}, {"with_norms": True}),
+            cases={
+                "one": ((7, 5),),
+                "scalar": ((),),
+                "empty": ((2,), (0,), (3, 0, 2)),
+                "network": ((16, 3, 3, 3), (16,), (), (0,), (33, 17), (1,)),
+                "long": ((70_001,), (4096, 33)),
+            },
+            bench={
+                "500x16": _many(500, 16),
+                "500x1000": _many(500, 1000),
+                "160x160000": _many(160, 160_000),
+            },
         ),
     )
 }
@@ -235,7 +279,7 @@ def check(op: Op, backend: ModuleType, make_inputs: Callable[[int], tuple], **op
     make_inputs(seed) gives the inputs. The largest error of few numbers is luck: small cases are drawn again and again.
     """
     runs, numbers = [], 0
-    while len(runs) < 2 or (len(runs) < 64 and numbers < 1024 * 64):
+    while len(runs) < 6 or (len(runs) < 64 and numbers < 1024 * 64):
         inputs = make_inputs(len(runs))
         runs.append(_run(op, backend, inputs, options))
         numbers += 1024 + sum(tensor.numel() for tensors in inputs for tensor in tensors)

@@ -17,7 +17,7 @@ import torch
 from mtkernels import schedules
 from mtkernels.backends import reference
 from mtkernels.ops.ema import EmaOptions
-from mtkernels.testing import FLOATS, OPS, check
+from mtkernels.testing import FLOATS, OPS, OTHERS, check
 
 pytest.importorskip("triton", reason="Triton is not installed")
 interpreted = os.environ.get("TRITON_INTERPRET") == "1"
@@ -33,7 +33,7 @@ if interpreted or __name__ == "__main__":
     from mtkernels.backends import triton
 
 F32, F64, F16, BF16 = FLOATS
-LOSSES = [op for name, op in OPS.items() if name != "ema_update"]
+LOSSES = [op for name, op in OPS.items() if name not in ("ema_update", *OTHERS)]
 SCHEDULES = (
     schedules.running_mean(0.999),
     schedules.ratio(0.9999),
@@ -284,7 +284,8 @@ def _compile_for(target: str) -> None:
         kernel.run = warmup
 
     driver.set_active(Driver())
-    for name in ("ema_update", "consistency", "scale", "swap", "nonfinite"):
+    names = ("multi_tensor_dot",)
+    for name in ("ema_update", "consistency", "scale", "swap", "nonfinite", *names):
         compile_only(getattr(_module(name), f"_{name}_kernel"))
     for dtype in (F32, BF16):
         for op, shape in itertools.product(
@@ -299,6 +300,7 @@ def _compile_for(target: str) -> None:
             teacher, student = _pairs(pairs * 2)
             triton.ema_update(teacher, student, decay, len(pairs))
     _compile_ema_options()
+    _compile_others()
     data = [torch.ones(n, dtype=dtype) for n, dtype in itertools.product((7, 4096), FLOATS)]
     triton.swap_(data, [tensor.clone() for tensor in data])
     triton.nonfinite_(torch.zeros(()), data)
@@ -306,6 +308,12 @@ def _compile_for(target: str) -> None:
 
 def _pairs(dtypes) -> tuple[list, list]:
     return tuple([torch.ones(4096, dtype=dtype) for dtype in side] for side in zip(*dtypes, strict=True))
+
+
+def _compile_others() -> None:
+    for with_norms in (False, True):
+        for pairs in ([(F32, F32)], list(itertools.product(FLOATS, FLOATS))):
+            triton.multi_tensor_dot(*_pairs(pairs), with_norms)
 
 
 def _compile_ema_options() -> None:

@@ -19,3 +19,4 @@ softmax_cross_entropy = _C.softmax_cross_entropy
 logit_mse = _C.logit_mse
 mean_teacher_loss = _C.mean_teacher_loss
 scale_ = _C.scale_
+multi_tensor_dot = _C.multi_tensor_dot

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mtkernels import _C
 from mtkernels.backends.reference_losses import *  # noqa: F403
+from mtkernels.backends.reference_targets import *  # noqa: F403
 
 
 def ema_update(teacher, student, decay, copied=0, names=None, options=None) -> None:

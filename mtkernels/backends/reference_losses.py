@@ -1,4 +1,4 @@
-"""The meaning of the losses on logits, in plain torch: csrc/consistency.h and csrc/mean_teacher_loss.h in its letters."""
+"""The meaning of the losses on logits, in plain torch and the letters of csrc/consistency.h and mean_teacher_loss.h."""
 
 from typing import NamedTuple
 
@@ -25,6 +25,8 @@ class _Sides(NamedTuple):
 
     a: Tensor
     b: Tensor
+    x: Tensor  # less their largest, over the temperature
+    y: Tensor
     log_p: Tensor
     log_q: Tensor
     p: Tensor
@@ -40,6 +42,11 @@ def _times(weight: Tensor, value: Tensor) -> Tensor:
     return torch.where(weight == 0, 0, weight * value)
 
 
+def _about_mean(weight: Tensor, value: Tensor) -> Tensor:
+    """weight (value - sum weight value): of log q - log p, whose constants for the row drop out."""
+    return _times(weight, value - _times(weight, value).sum(-1, keepdim=True))
+
+
 def _mean_square(s: _Sides, options):
     d = s.p - s.q
     student = (2 / s.classes) * s.p * (d - (s.p * d).sum(-1, keepdim=True))
@@ -49,12 +56,12 @@ def _mean_square(s: _Sides, options):
 
 def _kl(s: _Sides, options):
     losses = _times(s.q, s.log_q - s.log_p).sum(-1)
-    return losses, s.p - s.q, _times(s.q, s.log_q - s.log_p - losses.unsqueeze(-1))
+    return losses, s.p - s.q, _about_mean(s.q, s.y - s.x)
 
 
 def _reverse_kl(s: _Sides, options):
     losses = _times(s.p, s.log_p - s.log_q).sum(-1)
-    return losses, _times(s.p, s.log_p - s.log_q - losses.unsqueeze(-1)), s.q - s.p
+    return losses, _about_mean(s.p, s.x - s.y), s.q - s.p
 
 
 def _js(s: _Sides, options):
@@ -158,8 +165,9 @@ def _sides(student: Tensor, teacher: Tensor, dim: int, options) -> tuple[_Sides,
     masked = (a.amax(-1) == -torch.inf) | (b.amax(-1) == -torch.inf)
     a, b = a.masked_fill(masked.unsqueeze(-1), 0), b.masked_fill(masked.unsqueeze(-1), 0)
     x, y = a / options.student_temperature, b / options.teacher_temperature
+    x, y = x - x.amax(-1, keepdim=True), y - y.amax(-1, keepdim=True)
     logs, probs = (torch.log_softmax(x, -1), torch.log_softmax(y, -1)), (x.softmax(-1), y.softmax(-1))
-    return _Sides(a, b, *logs, *probs), masked
+    return _Sides(a, b, x, y, *logs, *probs), masked
 
 
 def _factor(options, losses: Tensor) -> Tensor:
@@ -221,7 +229,9 @@ def mean_teacher_loss(
         rank = _rank(logits, safe)
         counts += [(labeled & (rank < k)).sum() for k in (1, 5)]
     gradients = [
-        gradient.movedim(-1, dim).to(gradient_dtype(logits)) if with_gradient and gradient is not None else None
+        gradient.movedim(-1, dim).to(gradient_dtype(logits))
+        if with_gradient and gradient is not None
+        else None
         for gradient, logits in ((dstudent, student), (dsecond, second))
     ]
     return parts.sum(), parts, torch.stack(counts), *gradients

@@ -32,44 +32,53 @@ def options_of(
         and label_smoothing == 0.0
     ):
         return None
-    return LossOptions(student_temperature, teacher_temperature, center, weight, threshold, hard, label_smoothing)
+    return LossOptions(
+        student_temperature, teacher_temperature, center, weight, threshold, hard, label_smoothing
+    )
 
 
 def run(op, student, teacher, dim, reduction, options, two_sided, return_utilization):
-    gradients = 0
-    if torch.is_grad_enabled() and isinstance(student, Tensor) and isinstance(teacher, Tensor):
-        if options is not None:
-            constants = options.center, options.weight, options.threshold
-            _loss.refuse_gradient(op, **dict(zip(("center", "weight", "threshold"), constants, strict=True)))
-        if not two_sided:
-            _loss.refuse_gradient(op, teacher=teacher)
-        gradients = _loss.learns(student) + (2 if two_sided and _loss.learns(teacher) else 0)
+    if return_utilization and (options is None or options.threshold is None):
+        raise ValueError(f"{op}: threshold must be given where return_utilization is True, got None")
+    gradients = _wanted(op, student, teacher, options, two_sided) if torch.is_grad_enabled() else 0
     if _loss.refuse_nesting(op):
         gradients = 3 if two_sided else 1
-        loss, *_, utilization = _RECORDED[op].apply(*_flat(student, teacher, dim, reduction, gradients, options))
+        loss, *_, utilization = _RECORDED[op].apply(
+            *_flat(student, teacher, dim, reduction, gradients, options)
+        )
     elif must_dispatch(student, teacher):
         flat = _flat(student, teacher, dim, reduction, gradients, options)
         loss, *_, utilization = getattr(torch.ops.mtkernels, op)(*flat)
     else:
         backend = backend_for(student.device.type if isinstance(student, Tensor) else "cpu")
-        function, utilization = getattr(backend, op), None
-        if gradients == 0:
-            loss, _, _, utilization = function(student, teacher, dim, reduction, 0, options)
-        else:
+        function = getattr(backend, op)
+        if gradients:
+            along = dim if reduction == "none" else None
 
             def compute() -> Computed:
-                loss, dstudent, dteacher, utilization = function(student, teacher, dim, reduction, gradients, options)
-                return Computed((loss,) if utilization is None else (loss, utilization), (dstudent, dteacher))
+                loss, dstudent, dteacher, utilization = function(
+                    student, teacher, dim, reduction, gradients, options
+                )
+                return (loss,) if utilization is None else (loss, utilization), (dstudent, dteacher)
 
-            along = dim if reduction == "none" else None
-            loss = Eager.apply(student, teacher, op, along, backend, compute)
-            if options is not None and options.threshold is not None:
-                loss, utilization = loss
-    if not return_utilization:
-        return loss
-    if options is None or options.threshold is None:
-        raise ValueError(f"{op}: threshold must be given where return_utilization is True, got None")
-    return LossAndUtilization(loss, utilization)
+            outputs = Eager.apply(student, teacher, op, along, backend, compute)
+            loss, utilization = outputs if isinstance(outputs, tuple) else (outputs, None)
+        else:
+            loss, _, _, utilization = function(student, teacher, dim, reduction, 0, options)
+    return LossAndUtilization(loss, utilization) if return_utilization else loss
+
+
+def _wanted(op, student, teacher, options, two_sided) -> int:
+    """Which gradients: 1 the student's, 2 the teacher's, 3 both. Refuses those of constants, which would be lost."""
+    if not (isinstance(student, Tensor) and isinstance(teacher, Tensor)):
+        return 0  # the binding says so
+    if options is not None:
+        _loss.refuse_gradient(op, center=options.center, weight=options.weight, threshold=options.threshold)
+    if two_sided:
+        return _loss.learns(student) + 2 * _loss.learns(teacher)
+    if teacher.requires_grad:
+        _loss.refuse_gradient(op, teacher=teacher)
+    return int(_loss.learns(student))
 
 
 # ---- the registered ops, whose arguments are flat
@@ -124,7 +133,9 @@ def _register(op: str) -> type[torch.autograd.Function]:
         def backward(ctx, dloss, *_):
             _loss.refuse_second_derivative(op)
             wanted = [
-                side for side, needed in enumerate(ctx.needs_input_grad[:2]) if needed and not ctx.gradients >> side & 1
+                side
+                for side, needed in enumerate(ctx.needs_input_grad[:2])
+                if needed and not ctx.gradients >> side & 1
             ]
             if wanted:
                 raise RuntimeError(
@@ -133,7 +144,8 @@ def _register(op: str) -> type[torch.autograd.Function]:
                 )
             sides = zip(ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad[:2], strict=True)
             gradients = [
-                _loss.scaled(saved, dloss, ctx.dim).to(dtype) if needed else None for saved, dtype, needed in sides
+                _loss.scaled(saved, dloss, ctx.dim).to(dtype) if needed else None
+                for saved, dtype, needed in sides
             ]
             return *gradients, *(None,) * 11
 

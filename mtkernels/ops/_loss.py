@@ -5,7 +5,6 @@ outputs with their gradients at once. Only the first output, the loss, is differ
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,9 +15,8 @@ _keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
 _functorch = torch._C._functorch
 
 
-class Computed(NamedTuple):
-    outputs: tuple[Tensor, ...]  # the loss first
-    gradients: tuple[Tensor | None, Tensor | None]  # of the loss, for the two inputs
+# The outputs, the loss first; and its gradients for the two inputs.
+Computed = tuple[tuple[Tensor, ...], tuple[Tensor | None, Tensor | None]]
 
 
 class Eager(torch.autograd.Function):
@@ -69,7 +67,7 @@ def scaled(gradient: Tensor | None, dloss: Tensor, dim: int | None) -> Tensor | 
 
 
 def learns(tensor: Tensor | None) -> bool:
-    """Whether autograd wants a gradient; also in forward mode, which the Function then refuses: its tangent would be lost."""
+    """Whether autograd wants a gradient; also in forward mode, which the Function refuses: its tangent would be lost."""
     return tensor is not None and (tensor.requires_grad or torch.autograd.forward_ad._current_level >= 0)
 
 

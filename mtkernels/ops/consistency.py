@@ -201,8 +201,12 @@ def softmax_cross_entropy(
     """
     op = "softmax_cross_entropy"
     if two_sided and hard:
-        raise ValueError(f"{op}: hard must be False where two_sided is True (labels have no gradient), got True")
-    options = options_of(student_temperature, teacher_temperature, center, weight, threshold, hard, label_smoothing)
+        raise ValueError(
+            f"{op}: hard must be False where two_sided is True (labels have no gradient), got True"
+        )
+    options = options_of(
+        student_temperature, teacher_temperature, center, weight, threshold, hard, label_smoothing
+    )
     return run(op, student, teacher, dim, reduction, options, two_sided, return_utilization)
 
 

@@ -41,9 +41,9 @@ def mean_teacher_loss(
     normalize: Literal["batch", "labeled"] = "batch",
     ignore_index: int = -1,
 ) -> MeanTeacherLoss:
-    """The objective of a Mean Teacher step: class loss, consistency and logit distance, and correct predictions counted.
+    """The objective of a Mean Teacher step: class loss, consistency, logit distance; and correct predictions counted.
 
-    Over B rows and C classes, with d = second, or student where there is one head, p = softmax(d), q = softmax(teacher):
+    Over B rows and C classes, with d = second (student where there is one head), p = softmax(d), q = softmax(teacher):
     class_loss       = sum over labeled rows of -log softmax(student)[label] / B
     consistency_loss = consistency_weight * sum over all rows of (1/C) sum_c (p_c - q_c)^2 / B, or of KL(q || p) / B
     logit_distance   = logit_distance_cost * sum over all rows of (1/C) sum_c (student_c - d_c)^2 / B
@@ -58,8 +58,8 @@ def mean_teacher_loss(
         second: raw logits of the student's second head, which is held against the teacher in place of the first.
         dim: the dim of the classes.
         consistency: "mse", or "kl".
-        consistency_weight, logit_distance_cost: at least 0; a number, or a 0-d float32 or float64 tensor, which stays live
-            in a captured CUDA graph. A term of weight 0 is 0, whatever the logits hold.
+        consistency_weight, logit_distance_cost: at least 0; a number, or a 0-d float32 or float64 tensor, which stays
+            live in a captured CUDA graph. A term of weight 0 is 0, whatever the logits hold.
         normalize: what class_loss is divided by: "batch", all B rows, as published, or "labeled", those with a label.
             Relative to the mean over labeled rows, the published consistency weighs B / labeled times as much.
         ignore_index: the label of a row without one.
@@ -80,7 +80,10 @@ def mean_teacher_loss(
     learns = False
     if torch.is_grad_enabled() and isinstance(student, Tensor):
         _loss.refuse_gradient(
-            _OP, teacher=teacher, consistency_weight=consistency_weight, logit_distance_cost=logit_distance_cost
+            _OP,
+            teacher=teacher,
+            consistency_weight=consistency_weight,
+            logit_distance_cost=logit_distance_cost,
         )
         learns = _loss.learns(student) or (isinstance(second, Tensor) and _loss.learns(second))
     arguments = (student, teacher, labels, second, dim, consistency_weight, logit_distance_cost)
@@ -94,12 +97,12 @@ def mean_teacher_loss(
 
         def compute() -> Computed:
             *outputs, dstudent, dsecond = backend.mean_teacher_loss(*arguments, learns)
-            return Computed(tuple(outputs), (dstudent, dsecond))
+            return tuple(outputs), (dstudent, dsecond)
 
         if learns:
             total, parts, counts = Eager.apply(student, second, _OP, None, backend, compute)
         else:
-            total, parts, counts = compute().outputs
+            (total, parts, counts), _ = compute()
     return MeanTeacherLoss(total, *parts.unbind(), *counts.unbind())
 
 
@@ -122,11 +125,27 @@ def _kernel(student, teacher, labels, second, dim, weight, cost, live_weight, li
     return tuple(student.new_empty(0) if output is None else output for output in outputs)
 
 
-def _fake(student, teacher, labels, second, dim, weight, cost, live_weight, live_cost, kl, by_labeled, ignore, gradient):
+def _fake(
+    student,
+    teacher,
+    labels,
+    second,
+    dim,
+    weight,
+    cost,
+    live_weight,
+    live_cost,
+    kl,
+    by_labeled,
+    ignore,
+    gradient,
+):
     logits = [tensor for tensor in (student, teacher, second) if tensor is not None]
     wide = torch.float64 if any(tensor.dtype == torch.float64 for tensor in logits) else torch.float32
     gradients = [
-        torch.empty_like(head, dtype=gradient_dtype(head)) if gradient and head is not None else student.new_empty(0)
+        torch.empty_like(head, dtype=gradient_dtype(head))
+        if gradient and head is not None
+        else student.new_empty(0)
         for head in (student, second)
     ]
     outputs = student.new_empty((), dtype=wide), student.new_empty(3, dtype=wide)
@@ -152,7 +171,9 @@ class _Recorded(torch.autograd.Function):
     def backward(ctx, dtotal, *_):
         _loss.refuse_second_derivative(_OP)
         if not ctx.with_gradient:
-            raise RuntimeError(f"{_OP}: backward needs with_gradient=True in the forward call of torch.ops.mtkernels")
+            raise RuntimeError(
+                f"{_OP}: backward needs with_gradient=True in the forward call of torch.ops.mtkernels"
+            )
         dstudent, dsecond = (
             None if dtype is None else _loss.scaled(saved, dtotal, None).to(dtype)
             for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
@@ -161,8 +182,8 @@ class _Recorded(torch.autograd.Function):
 
 
 define(
-    "mean_teacher_loss(Tensor student, Tensor teacher, Tensor labels, Tensor? second, int dim, float? consistency_weight, "
-    "float? logit_distance_cost, Tensor? live_weight, Tensor? live_cost, bool kl, bool by_labeled, int ignore_index, "
+    "mean_teacher_loss(Tensor student, Tensor teacher, Tensor labels, Tensor? second, int dim, "
+    "float? consistency_weight, float? logit_distance_cost, Tensor? live_weight, Tensor? live_cost, bool kl, bool by_labeled, int ignore_index, "
     "bool with_gradient) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _kernel,
     _fake,

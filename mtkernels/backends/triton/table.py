@@ -74,7 +74,7 @@ def _table_of(op: str, rows: bytes, averages: int, device: torch.device) -> Tabl
 
 def _upload(op: str, rows: bytes, averages: int, device: torch.device) -> Table:
     if is_capturing(device):
-        argument = "tensors" if op == "nonfinite_" else "teacher"
+        argument = {"nonfinite_": "tensors", "multi_tensor_dot": "first"}.get(op, "teacher")
         raise RuntimeError(
             f"{op}: {argument} must have been given to Triton once before the capture of a graph (its table is "
             "uploaded then), got tensors or addresses that are new"
