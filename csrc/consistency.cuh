@@ -84,11 +84,12 @@ struct Totals {
   }
   __device__ void finish(const Consistency& args, const Sharing& sharing) {
     if (args.reduction == Reduction::none && !args.utilization) return;
-    if (!grid_sum(sums, sharing.scratch) || threadIdx.x != 0) return;
+    double all[2] = {sums[0], sums[1]};  // indexed at run time: in local memory, which the sums are not
+    if (!grid_sum(all, sharing.scratch) || threadIdx.x != 0) return;
     if (args.reduction != Reduction::none)
-      *static_cast<Acc*>(args.loss) = static_cast<Acc>(sums[0] * sharing.scale);
+      *static_cast<Acc*>(args.loss) = static_cast<Acc>(all[0] * sharing.scale);
     if (args.utilization)
-      *static_cast<Acc*>(args.utilization) = static_cast<Acc>(sums[1] / static_cast<double>(args.rows));
+      *static_cast<Acc*>(args.utilization) = static_cast<Acc>(all[1] / static_cast<double>(args.rows));
   }
 };
 
