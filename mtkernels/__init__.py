@@ -16,6 +16,7 @@ from mtkernels.ema import WeightEMA
 from mtkernels.ops.consistency import softmax_kl, softmax_mse
 from mtkernels.ops.ema import ema_update
 from mtkernels.ops.multi_tensor import multi_tensor_cosine, multi_tensor_dot, multi_tensor_norm
+from mtkernels.ops.targets import sharpen, temporal_ensemble_
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,6 +27,8 @@ __all__ = [
     "multi_tensor_dot",
     "multi_tensor_norm",
     "schedules",
+    "sharpen",
     "softmax_kl",
     "softmax_mse",
+    "temporal_ensemble_",
 ]

@@ -15,3 +15,5 @@ softmax_mse = _C.softmax_mse
 softmax_kl = _C.softmax_kl
 scale_ = _C.scale_
 multi_tensor_dot = _C.multi_tensor_dot
+sharpen = _C.sharpen
+temporal_ensemble_ = _C.temporal_ensemble_

@@ -14,9 +14,11 @@ from mtkernels.backends.triton.ema_update import ema_update, ema_update_plan
 from mtkernels.backends.triton.multi_tensor_dot import multi_tensor_dot
 from mtkernels.backends.triton.nonfinite import nonfinite_
 from mtkernels.backends.triton.scale import scale_
+from mtkernels.backends.triton.sharpen import sharpen
 from mtkernels.backends.triton.softmax_kl import softmax_kl
 from mtkernels.backends.triton.softmax_mse import softmax_mse
 from mtkernels.backends.triton.swap import swap_
+from mtkernels.backends.triton.temporal_ensemble import temporal_ensemble_
 
 __all__ = [
     "ema_update",
@@ -24,7 +26,9 @@ __all__ = [
     "multi_tensor_dot",
     "nonfinite_",
     "scale_",
+    "sharpen",
     "softmax_kl",
     "softmax_mse",
     "swap_",
+    "temporal_ensemble_",
 ]
