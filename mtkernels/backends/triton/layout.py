@@ -37,14 +37,19 @@ class Layout:
 
 @functools.lru_cache(maxsize=256)
 def layout(
-    op: str, shape: tuple[int, ...], dim: int, strides: tuple[tuple[int, ...], ...], doubles: bool
+    op: str,
+    shape: tuple[int, ...],
+    dim: int,
+    strides: tuple[tuple[int, ...], ...],
+    doubles: bool,
+    argument: str = "student",
 ) -> Layout:
     """strides: of student and teacher, and of dstudent where it is wanted."""
     dim %= len(shape)
     dims = _merged(shape, dim, strides)
     if len(dims) > _ROW_DIMS:
         raise NotImplementedError(
-            f"{op}: student must have rows along at most {_ROW_DIMS} dims that lie apart in memory, "
+            f"{op}: {argument} must have rows along at most {_ROW_DIMS} dims that lie apart in memory, "
             f"got strides {list(strides[0])}"
         )
     *outer, (inner, inner_strides) = dims or [(1, (0,) * len(strides))]
