@@ -297,7 +297,7 @@ def test_ensemble_equals_torch(correction, index_dtype):
 
 @pytest.mark.parametrize("partly", [False, True], ids=["every row", "some rows an epoch"])
 def test_some_epochs_of_temporal_ensembling(partly):
-    """The paper's algorithm 2, which updates Z once an epoch: with all rows visited once, batch by batch is the same."""
+    """The paper's algorithm 2, which updates Z once an epoch: with all rows visited once, batches do the same."""
     torch.manual_seed(0)
     inputs, alpha, batch = torch.randn(40, 5), 0.6, 8
     nets = [nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 4)) for _ in range(2)]
