@@ -162,17 +162,13 @@ def _compile_for(target: str) -> None:
         kernel.run = warmup
 
     driver.set_active(Driver())
-    names = ("multi_tensor_dot",)
-    for name in ("ema_update", "consistency", "scale", "swap", "nonfinite", *names):
+    names = ("consistency", "mean_teacher_loss", "multi_tensor_dot")
+    for name in ("ema_update", "scale", "swap", "nonfinite", *names):
         compile_only(getattr(_module(name), f"_{name}_kernel"))
+    compile_only(_module("mean_teacher_loss")._count_kernel)
+    _compile_losses()
     for dtype in (F32, BF16):
-        for op, shape in itertools.product(
-            LOSSES, ((64, 10), (64, 1000), (2, 20000), (2, 19, 8, 8), (2, 1200, 8, 8))
-        ):
-            op.call(triton, op.make((shape,), dtype), dim=1)
         triton.scale_(torch.ones(5000, dtype=dtype), torch.ones(()))
-    for op, reduction in itertools.product(LOSSES, ("sum", "none")):
-        op.call(triton, op.make(((64, 100),), F64), reduction=reduction, with_gradient=reduction == "none")
     for pairs in ([(F32, F32)], [(BF16, BF16)], list(itertools.product(FLOATS, FLOATS))):
         for decay in (0.99, torch.tensor(0.99)):
             teacher, student = _pairs(pairs * 2)
@@ -186,6 +182,32 @@ def _compile_for(target: str) -> None:
 
 def _pairs(dtypes) -> tuple[list, list]:
     return tuple([torch.ones(4096, dtype=dtype) for dtype in side] for side in zip(*dtypes, strict=True))
+
+
+def _compile_losses() -> None:
+    """Each loss plain and with all its options: rows of one block and of several, strided classes, each dtype."""
+    for op in LOSSES:
+        options = {"weight": True, "gradients": 3}
+        if op.name != "logit_mse":
+            options |= {"student_temperature": 0.5, "teacher_temperature": 2.0, "center": True, "threshold": 0.9}
+        op.call(triton, op.make(((64, 1000),), F32))
+        op.call(triton, op.make(((2, 20000),), BF16), reduction="none")
+        op.call(triton, op.make(((2, 1200, 8, 8),), F32), dim=1, **options)
+        op.call(triton, op.make(((64, 100),), F64), reduction="sum", **options)
+    target = OPS["softmax_cross_entropy"]
+    for shape, dtype in (((64, 100), F16), ((2, 20000), F32)):
+        for hard in (False, True):
+            options = {"hard": hard, "label_smoothing": 0.1, "threshold": torch.tensor(0.9), "gradients": 3 - 2 * hard}
+            target.call(triton, target.make((shape,), dtype), **options)
+    _module("mean_teacher_loss")._COUNTED = 0
+    for shape, dtype, options in (
+        ((64, 10), F32, {"heads": 1}),
+        ((64, 1000), BF16, {"kl": True, "by_labeled": True, "consistency_weight": torch.tensor(1.0)}),
+        ((2, 20000), F32, {"by_labeled": True}),
+        ((2, 20000), F16, {"heads": 1, "kl": True}),
+        ((2, 700, 8, 8), F64, {"dim": 1, "with_gradient": False}),
+    ):
+        OBJECTIVE.call(triton, OBJECTIVE.make((shape,), dtype), **options)
 
 
 def _compile_others() -> None:

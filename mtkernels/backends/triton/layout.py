@@ -84,7 +84,7 @@ def layout(
         tile_rows=tile_rows,
         block=block,
         one_block=one_block,
-        num_warps=min(16, max(4, tile_rows * block // 512)),
+        num_warps=min(16, max(4, tile_rows * block >> (9 if halvings < 2 else 8))),
     )
 
 
