@@ -1,7 +1,16 @@
 // The ops beside weight averages and losses as Python sees them: what the other teacher-student systems need.
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <utility>
+#include <vector>
+
 #include "bindings.h"
+#include "logits.h"
 #include "multi_tensor_dot.h"
 #include "pairs.h"
+#include "sharpen.h"
+#include "temporal_ensemble.h"
 
 namespace mtk {
 namespace {
@@ -43,9 +52,272 @@ py::tuple dot_rows(const py::object& first, const py::object& second, bool with_
   const py::tuple a = tensors_of(first, "first"), b = tensors_of(second, "second");
   const Pairs pairs = read_factors(kDot, a, b);
   const Plan chunks = pairs.plan.chunks(target_rows);
-  return py::make_tuple(py::bytes(reinterpret_cast<const char*>(chunks.words.data()),
-                                  chunks.words.size() * sizeof(int64_t)),
-                        new_sums(pairs, with_norms));
+  return py::make_tuple(
+      py::bytes(reinterpret_cast<const char*>(chunks.words.data()), chunks.words.size() * sizeof(int64_t)),
+      new_sums(pairs, with_norms));
+}
+
+// ---- temporal_ensemble_
+
+constexpr const char* kEnsemble = "temporal_ensemble_";
+
+Correction read_correction(const py::object& correction) {
+  if (PyUnicode_Check(correction.ptr())) {
+    const auto word = py::cast<std::string>(correction);
+    if (word == "bias") return Correction::bias;
+    if (word == "renormalize") return Correction::renormalize;
+    if (word == "none") return Correction::none;
+  }
+  refuse(Refusal::value, {kEnsemble, "correction"}, "be 'bias', 'renormalize' or 'none'",
+         py::repr(correction));
+}
+
+double read_alpha(const py::object& alpha) {
+  const double value = PyFloat_AsDouble(alpha.ptr());
+  if (PyErr_Occurred()) {
+    PyErr_Clear();
+    refuse(Refusal::type, {kEnsemble, "alpha"}, "be a number", Py_TYPE(alpha.ptr())->tp_name);
+  }
+  if (!(value >= 0 && value < 1))
+    refuse(Refusal::value, {kEnsemble, "alpha"}, "be at least 0 and below 1", py::str(py::float_(value)));
+  return value;
+}
+
+bool is_index(const TensorView& view) {
+  return view.dtype.code == kDLInt && (view.dtype.bits == 64 || view.dtype.bits == 32) &&
+         view.dtype.lanes == 1;
+}
+
+int64_t integer_at(const TensorView& view, int64_t offset) {
+  return view.dtype.bits == 64 ? reinterpret_cast<const int64_t*>(view.address())[offset]
+                               : reinterpret_cast<const int32_t*>(view.address())[offset];
+}
+
+// None where the kernel reads it from the device.
+std::optional<int64_t> read_updates(const py::object& updates, const TensorView& student) {
+  const Argument argument{kEnsemble, "updates"};
+  int64_t value;
+  if (is_tensor(updates.ptr())) {
+    const TensorView view = TensorView::of(updates.ptr(), argument);
+    if (!is_index(view))
+      refuse(Refusal::type, argument, "be an int, or one int64 or int32 in a tensor",
+             view.attribute("dtype"));
+    if (view.numel() != 1) refuse(Refusal::value, argument, "hold one number", "shape " + view.shape_text());
+    if (!view.on_cpu()) {
+      if (view.same_device(student)) return std::nullopt;
+      refuse(Refusal::value, argument,
+             "be on the CPU or on the device of student (" + student.attribute("device") + ")",
+             view.attribute("device"));
+    }
+    value = integer_at(view, 0);
+  } else {
+    const auto number = py::reinterpret_steal<py::object>(
+        PyIndex_Check(updates.ptr()) ? PyNumber_Index(updates.ptr()) : nullptr);
+    if (!number) {
+      PyErr_Clear();
+      refuse(Refusal::type, argument, "be an int, or one int64 or int32 in a tensor",
+             Py_TYPE(updates.ptr())->tp_name);
+    }
+    int overflow = 0;
+    value = PyLong_AsLongLongAndOverflow(number.ptr(), &overflow);
+    if (overflow != 0) refuse(Refusal::value, argument, "be at least 0 and below 2^63", py::str(number));
+  }
+  if (value < 0) refuse(Refusal::value, argument, "be at least 0 and below 2^63", std::to_string(value));
+  return value;
+}
+
+// Each row once, and one that the ensemble has. On a GPU nobody looks: that would wait for it.
+void check_index_values(const TensorView& index, int64_t samples) {
+  const int64_t rows = index.shape[0];
+  std::vector<std::pair<int64_t, int64_t>> seen(static_cast<size_t>(rows));  // sample, position
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t sample = integer_at(index, i * index.strides[0]);
+    if (sample < 0 || sample >= samples) {
+      refuse(Refusal::value, {kEnsemble, "index", i},
+             "be a row of ensemble, from 0 to " + std::to_string(samples - 1), std::to_string(sample));
+    }
+    seen[static_cast<size_t>(i)] = {sample, i};
+  }
+  std::sort(seen.begin(), seen.end());
+  const auto twice = std::adjacent_find(seen.begin(), seen.end(),
+                                        [](const auto& a, const auto& b) { return a.first == b.first; });
+  if (twice == seen.end()) return;
+  refuse(Refusal::value, {kEnsemble, "index", (twice + 1)->second}, "be a row that is visited once",
+         std::to_string(twice->first) + ", as index[" + std::to_string(twice->second) + "] is");
+}
+
+void check_matrix(const Argument& argument, const TensorView& view, const std::string& shape) {
+  if (!view.is_float()) refuse(Refusal::type, argument, kFloatDtypes, view.attribute("dtype"));
+  if (view.ndim != 2) refuse(Refusal::value, argument, "have shape " + shape, view.shape_text());
+}
+
+void check_beside_student(const Argument& argument, const TensorView& view, const TensorView& student) {
+  if (view.same_device(student)) return;
+  refuse(Refusal::value, argument, "be on the device of student (" + student.attribute("device") + ")",
+         view.attribute("device"));
+}
+
+void check_shapes(const TensorView& ensemble, const TensorView& index, const TensorView& student) {
+  const Argument z{kEnsemble, "ensemble"}, i{kEnsemble, "index"}, s{kEnsemble, "student"};
+  check_matrix(s, student, "[rows, classes]");
+  check_matrix(z, ensemble, "[samples, classes]");
+  if (student.shape[1] == 0)
+    refuse(Refusal::value, s, "have at least one class", "shape " + student.shape_text());
+  if (ensemble.shape[1] != student.shape[1]) {
+    refuse(Refusal::value, z, "have as many classes as student (" + std::to_string(student.shape[1]) + ")",
+           std::to_string(ensemble.shape[1]));
+  }
+  if ((ensemble.shape[1] > 1 && ensemble.strides[1] != 1) ||
+      (ensemble.shape[0] > 1 && ensemble.strides[0] < ensemble.shape[1])) {
+    refuse(Refusal::value, z, "have rows that lie one after the other, each without gaps",
+           "strides " + ensemble.stride_text());
+  }
+  if (!is_index(index)) refuse(Refusal::type, i, "be int64 or int32", index.attribute("dtype"));
+  if (index.ndim != 1 || index.shape[0] != student.shape[0]) {
+    refuse(Refusal::value, i,
+           "have shape [" + std::to_string(student.shape[0]) + "], one for each row of student",
+           index.shape_text());
+  }
+  check_beside_student(z, ensemble, student);
+  check_beside_student(i, index, student);
+}
+
+Matrix matrix_of(const TensorView& view) {
+  return {view.address(), view.float_dtype(), view.strides[0], view.shape[1] == 1 ? 1 : view.strides[1]};
+}
+
+// Checks everything, and fills all but the outputs.
+TemporalEnsemble read_ensemble(const TensorView& ensemble, const TensorView& index, const TensorView& student,
+                               const py::object& alpha, const py::object& updates,
+                               const py::object& correction, const py::object& reduction) {
+  check_shapes(ensemble, index, student);
+  TemporalEnsemble args{};
+  args.alpha = read_alpha(alpha);
+  const Correction kind = read_correction(correction);
+  const Reduction over_rows = read_reduction(kEnsemble, reduction);
+  args.rows = student.shape[0], args.classes = student.shape[1];
+  args.renormalize = kind == Correction::renormalize;
+  args.has_target = true, args.divisor = 1;
+  if (updates.is_none()) {
+    if (kind == Correction::bias)
+      refuse(Refusal::value, {kEnsemble, "updates"}, "be given where correction is 'bias'", "None");
+  } else if (const std::optional<int64_t> count = read_updates(updates, student)) {
+    args.has_target = *count > 0;
+    if (kind == Correction::bias && *count > 0)
+      args.divisor = 1 - std::pow(args.alpha, static_cast<double>(*count));
+  }
+  if (index.on_cpu()) check_index_values(index, ensemble.shape[0]);
+  args.ensemble = matrix_of(ensemble), args.student = matrix_of(student);
+  args.index = index.address(), args.wide_index = index.dtype.bits == 64,
+  args.index_stride = index.strides[0];
+  args.reduced = over_rows != Reduction::none;
+  args.row_scale = over_rows == Reduction::mean && args.rows > 0 ? 1.0 / static_cast<double>(args.rows) : 1.0;
+  return args;
+}
+
+void check_temporal_ensemble(const py::object& ensemble, const py::object& index, const py::object& student,
+                             const py::object& alpha, const py::object& updates, const py::object& correction,
+                             const py::object& reduction) {
+  read_ensemble(TensorView::of(ensemble.ptr(), {kEnsemble, "ensemble"}),
+                TensorView::of(index.ptr(), {kEnsemble, "index"}),
+                TensorView::of(student.ptr(), {kEnsemble, "student"}), alpha, updates, correction, reduction);
+}
+
+py::tuple temporal_ensemble_(const py::object& ensemble, const py::object& index, const py::object& student,
+                             const py::object& alpha, const py::object& updates, const py::object& correction,
+                             const py::object& reduction, bool with_gradient) {
+  const TensorView z = TensorView::of(ensemble.ptr(), {kEnsemble, "ensemble"}),
+                   i = TensorView::of(index.ptr(), {kEnsemble, "index"}),
+                   s = TensorView::of(student.ptr(), {kEnsemble, "student"});
+  TemporalEnsemble args = read_ensemble(z, i, s, alpha, updates, correction, reduction);
+  const py::module_ torch = py::module_::import("torch");
+  const py::tuple shape = args.reduced ? py::tuple() : py::make_tuple(args.rows);
+  const py::object loss =
+      student.attr("new_empty")(shape, py::arg("dtype") = torch.attr(args.doubles() ? "float64" : "float32"));
+  args.loss = TensorView::of(loss.ptr(), {kEnsemble, "loss"}).address();
+  py::object dstudent = py::none();
+  if (with_gradient) {  // fp32 for fp16 logits: fp16 would lose what a loss scale brings back later
+    dstudent = s.float_dtype() == Dtype::f16
+                   ? torch.attr("empty_like")(student, py::arg("dtype") = torch.attr("float32"))
+                   : torch.attr("empty_like")(student);
+    args.dstudent = matrix_of(TensorView::of(dstudent.ptr(), {kEnsemble, "dstudent"}));
+  }
+  launch({kEnsemble, "student"}, s, args, temporal_ensemble_cpu, temporal_ensemble_cuda);
+  return py::make_tuple(loss, dstudent);
+}
+
+// ---- sharpen
+
+constexpr const char* kSharpen = "sharpen";
+
+void refuse_temperature(double value) {
+  if (value > 0 && std::isfinite(value)) return;
+  refuse(Refusal::value, {kSharpen, "temperature"}, "be above 0 and finite", py::str(py::float_(value)));
+}
+
+// None where the kernel reads it from the device.
+std::optional<double> read_temperature(const py::object& temperature, const TensorView& probs) {
+  const Argument argument{kSharpen, "temperature"};
+  double value;
+  if (is_tensor(temperature.ptr())) {
+    const TensorView view = TensorView::of(temperature.ptr(), argument);
+    if (view.numel() != 1)
+      refuse(Refusal::value, argument, "be a number or hold one", "shape " + view.shape_text());
+    if (!view.is_float() || view.dtype.bits < 32)
+      refuse(Refusal::type, argument, "be float32 or float64", view.attribute("dtype"));
+    if (!view.on_cpu()) {
+      if (view.same_device(probs)) return std::nullopt;
+      refuse(Refusal::value, argument,
+             "be on the CPU or on the device of probs (" + probs.attribute("device") + ")",
+             view.attribute("device"));
+    }
+    value = view.float_dtype() == Dtype::f64 ? *reinterpret_cast<const double*>(view.address())
+                                             : *reinterpret_cast<const float*>(view.address());
+  } else {
+    value = PyFloat_AsDouble(temperature.ptr());
+    if (PyErr_Occurred()) {
+      PyErr_Clear();
+      refuse(Refusal::type, argument, "be a number or a torch.Tensor", Py_TYPE(temperature.ptr())->tp_name);
+    }
+  }
+  refuse_temperature(value);
+  return value;
+}
+
+// Checks everything; gives the dim of the classes, counted from the front.
+int64_t check_sharpen(const TensorView& probs, const py::object& temperature, const py::object& dim,
+                      Sharpen& args) {
+  const Argument argument{kSharpen, "probs"}, along{kSharpen, "dim"};
+  if (!probs.is_float()) refuse(Refusal::type, argument, kFloatDtypes, probs.attribute("dtype"));
+  if (probs.ndim == 0) refuse(Refusal::value, argument, "have a dim of classes", "a 0-d tensor");
+  if (!PyLong_Check(dim.ptr())) refuse(Refusal::type, along, "be an int", Py_TYPE(dim.ptr())->tp_name);
+  int overflow = 0;
+  const int64_t index = PyLong_AsLongLongAndOverflow(dim.ptr(), &overflow),
+                wrapped = index < 0 ? index + probs.ndim : index;
+  if (overflow != 0 || wrapped < 0 || wrapped >= probs.ndim)
+    refuse(Refusal::value, along, "be a dim of probs " + probs.shape_text(), py::str(dim));
+  args.temperature = read_temperature(temperature, probs).value_or(1);
+  return wrapped;
+}
+
+py::object sharpen(const py::object& probs, const py::object& temperature, const py::object& dim) {
+  const TensorView p = TensorView::of(probs.ptr(), {kSharpen, "probs"});
+  Sharpen args{};
+  const int64_t classes_dim = check_sharpen(p, temperature, dim, args);
+  const py::object sharpened = py::module_::import("torch").attr("empty_like")(probs);
+  if (p.numel() == 0) return sharpened;
+  const TensorView to = TensorView::of(sharpened.ptr(), {kSharpen, "sharpened"});
+  args.probs = p.address(), args.sharpened = to.address(), args.dtype = p.float_dtype();
+  args.classes = p.shape[classes_dim], args.rows = p.numel() / args.classes;
+  args.stride = args.classes == 1 ? 1 : p.strides[classes_dim];
+  args.sharpened_stride = args.classes == 1 ? 1 : to.strides[classes_dim];
+  for (int64_t i = 0; i < p.ndim; ++i) {
+    if (i == classes_dim || p.shape[i] == 1) continue;
+    args.sizes[args.dims] = p.shape[i];
+    args.strides[args.dims] = p.strides[i], args.sharpened_strides[args.dims++] = to.strides[i];
+  }
+  launch({kSharpen, "probs"}, p, args, sharpen_cpu, sharpen_cuda);
+  return sharpened;
 }
 
 }  // namespace
@@ -54,6 +326,18 @@ void bind_targets(py::module_& m) {
   using namespace py::literals;
   m.def("multi_tensor_dot", &multi_tensor_dot, "first"_a, "second"_a, "with_norms"_a = false);
   m.def("multi_tensor_dot_rows", &dot_rows, "first"_a, "second"_a, "with_norms"_a, "target_rows"_a);
+  m.def("temporal_ensemble_", &temporal_ensemble_, "ensemble"_a, "index"_a, "student"_a, "alpha"_a,
+        "updates"_a, "correction"_a, "reduction"_a, "with_gradient"_a);
+  m.def("check_temporal_ensemble", &check_temporal_ensemble, "ensemble"_a, "index"_a, "student"_a, "alpha"_a,
+        "updates"_a, "correction"_a, "reduction"_a);
+  m.def("sharpen", &sharpen, "probs"_a, "temperature"_a, "dim"_a);
+  m.def(
+      "check_sharpen",
+      [](const py::object& probs, const py::object& temperature, const py::object& dim) {
+        Sharpen args{};
+        check_sharpen(TensorView::of(probs.ptr(), {kSharpen, "probs"}), temperature, dim, args);
+      },
+      "probs"_a, "temperature"_a, "dim"_a);
 }
 
 }  // namespace mtk

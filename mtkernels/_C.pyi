@@ -152,4 +152,25 @@ def multi_tensor_dot(
 def multi_tensor_dot_rows(
     first: Sequence[Tensor | None], second: Sequence[Tensor | None], with_norms: bool, target_rows: int
 ) -> tuple[bytes, Tensor]: ...
+def temporal_ensemble_(
+    ensemble: Tensor,
+    index: Tensor,
+    student: Tensor,
+    alpha: float,
+    updates: int | Tensor | None,
+    correction: str,
+    reduction: str,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor | None]: ...
+def check_temporal_ensemble(
+    ensemble: Tensor,
+    index: Tensor,
+    student: Tensor,
+    alpha: float,
+    updates: int | Tensor | None,
+    correction: str,
+    reduction: str,
+) -> None: ...
+def sharpen(probs: Tensor, temperature: float | Tensor, dim: int) -> Tensor: ...
+def check_sharpen(probs: Tensor, temperature: float | Tensor, dim: int) -> None: ...
 def build_info() -> BuildInfo: ...

@@ -25,6 +25,7 @@ from mtkernels.ops.consistency import (
 from mtkernels.ops.ema import ema_update
 from mtkernels.ops.mean_teacher import MeanTeacherLoss, mean_teacher_loss
 from mtkernels.ops.multi_tensor import multi_tensor_cosine, multi_tensor_dot, multi_tensor_norm
+from mtkernels.ops.targets import sharpen, temporal_ensemble_
 
 __version__ = "0.1.0"
 __all__ = [
@@ -40,9 +41,11 @@ __all__ = [
     "multi_tensor_norm",
     "nn",
     "schedules",
+    "sharpen",
     "softmax_cross_entropy",
     "softmax_js",
     "softmax_kl",
     "softmax_mse",
     "softmax_reverse_kl",
+    "temporal_ensemble_",
 ]

