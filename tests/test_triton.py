@@ -189,7 +189,12 @@ def _compile_losses() -> None:
     for op in LOSSES:
         options = {"weight": True, "gradients": 3}
         if op.name != "logit_mse":
-            options |= {"student_temperature": 0.5, "teacher_temperature": 2.0, "center": True, "threshold": 0.9}
+            options |= {
+                "student_temperature": 0.5,
+                "teacher_temperature": 2.0,
+                "center": True,
+                "threshold": 0.9,
+            }
         op.call(triton, op.make(((64, 1000),), F32))
         op.call(triton, op.make(((2, 20000),), BF16), reduction="none")
         op.call(triton, op.make(((2, 1200, 8, 8),), F32), dim=1, **options)
@@ -197,7 +202,12 @@ def _compile_losses() -> None:
     target = OPS["softmax_cross_entropy"]
     for shape, dtype in (((64, 100), F16), ((2, 20000), F32)):
         for hard in (False, True):
-            options = {"hard": hard, "label_smoothing": 0.1, "threshold": torch.tensor(0.9), "gradients": 3 - 2 * hard}
+            options = {
+                "hard": hard,
+                "label_smoothing": 0.1,
+                "threshold": torch.tensor(0.9),
+                "gradients": 3 - 2 * hard,
+            }
             target.call(triton, target.make((shape,), dtype), **options)
     _module("mean_teacher_loss")._COUNTED = 0
     for shape, dtype, options in (

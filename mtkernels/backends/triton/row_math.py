@@ -124,7 +124,9 @@ def _log(w, r):
     else:
         # w = (1 + m) 2^e with m from -0.25 to 0.5. Its polynomial is off by 1 unit in the last place of log1p(m).
         e = (w.to(tl.int32, bitcast=True) - 0x3F400000) & -0x800000
-        m = tl.where(e == 0, r, w * (0x3F800000 - e).to(tl.float32, bitcast=True) - 1)  # times 2^-e: NaN stays NaN
+        m = tl.where(
+            e == 0, r, w * (0x3F800000 - e).to(tl.float32, bitcast=True) - 1
+        )  # times 2^-e: NaN stays NaN
         s = -0.046190083 * m + 0.105909914
         s = s * m - 0.13192995
         s = s * m + 0.14468062
