@@ -44,13 +44,11 @@ def number(parts, wide: tl.constexpr):
 
 @triton.jit
 def given(parts, pointer, wide: tl.constexpr):
-    """A number that the host gave, or that lies on the device; None where there is neither."""
-    if parts is not None:
+    """A number that the host gave, or that lies on the device."""
+    if pointer is None:
         return number(parts, wide)
-    elif pointer is not None:
-        return tl.load(pointer).to(wide)
     else:
-        return None
+        return tl.load(pointer).to(wide)
 
 
 @triton.jit

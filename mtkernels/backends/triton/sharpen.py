@@ -14,7 +14,7 @@ from mtkernels.backends.triton.layout import first_of_row, layout
 from mtkernels.backends.triton.row_math import divide, row_max, row_sum
 
 # 1 / T is kept among fp32's normal numbers: 0^0 and 1^inf do not come up.
-_LEAST, _MOST = tl.constexpr(1.1754944e-38), tl.constexpr(3.4028235e38)
+_LEAST, _MOST = tl.constexpr(1.1754944e-38), tl.constexpr(3.4028234e38)
 
 
 @triton.jit
