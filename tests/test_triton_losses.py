@@ -115,7 +115,7 @@ LAYOUTS = {
 def test_layouts_of_logits(name, student_layout):
     op = OPS[name]
     options = {} if op is OBJECTIVE else {"reduction": "none", "gradients": 3, "weight": True}
-    for teacher_layout, dim in ((student_layout, 1), ("contiguous", 1), ("transposed", -1), ("expanded", 1)):
+    for teacher_layout, dim in ((student_layout, 1), ("transposed", -1)):
 
         def make(seed, teacher_layout=teacher_layout):
             students, teachers = op.make(((3, 6, 5, 4),), F32, seed=seed)

@@ -125,7 +125,7 @@ def _tile_in_blocks(
 @triton.jit
 def _live_correction(updates, log_alpha, wide: tl.constexpr):
     """1 / (1 - alpha^updates), and whether there were none."""
-    count = tl.load(updates).to(tl.float64)
+    count = tl.load(updates + tl.zeros([1, 1], tl.int32)).to(tl.float64)
     never = count <= 0
     power = tl.exp(tl.where(never, 1.0, count) * joined_parts(log_alpha))
     return (1 / (1 - power)).to(wide), never
