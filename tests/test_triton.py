@@ -33,7 +33,8 @@ if interpreted or __name__ == "__main__":
     from mtkernels.backends import triton
 
 F32, F64, F16, BF16 = FLOATS
-LOSSES = [op for name, op in OPS.items() if name not in ("ema_update", *OTHERS)]
+OBJECTIVE = OPS["mean_teacher_loss"]
+LOSSES = [op for name, op in OPS.items() if name not in ("ema_update", "mean_teacher_loss", *OTHERS)]
 SCHEDULES = (
     schedules.running_mean(0.999),
     schedules.ratio(0.9999),
@@ -45,7 +46,6 @@ SCHEDULES = (
     schedules.debiased(0.999),
 )
 dtypes = pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: str(dtype).removeprefix("torch."))
-losses = pytest.mark.parametrize("op", LOSSES, ids=lambda op: op.name)
 
 
 def _module(name):
@@ -64,9 +64,9 @@ def _check(op, make, draws=2, **options):
     check(replace(op, call=call), triton, make, **options)
 
 
-def _rows():  # op and shapes of each case
+def _rows():  # op and shapes of each case; the losses have a file of their own
     for op in OPS.values():
-        for case, shapes in op.cases.items():
+        for case, shapes in op.cases.items() if op not in LOSSES and op is not OBJECTIVE else ():
             yield pytest.param(op, shapes, id=f"{op.name}-{case.replace(' ', '_')}")
 
 
@@ -77,8 +77,6 @@ def test_op_equals_reference(op, shapes, dtype):
     if large and dtype is not F32:
         pytest.skip("the interpreter is slow: fp32 only")
     for options in op.options if dtype is F32 and not large else op.options[:1]:
-        if op in LOSSES and (shapes[0] or (1,))[options.get("dim", -1)] == 0:
-            continue  # no classes: refused
         _check(op, lambda seed: op.make(shapes, dtype, seed=seed), **options)
 
 
@@ -99,126 +97,6 @@ def bfloat16_to_nearest(monkeypatch):
         return TensorHandle(bits, tl.bfloat16)
 
     monkeypatch.setattr(InterpreterBuilder, "cast_impl", rounding_cast)
-
-
-# ---- the losses
-
-LAYOUTS = {
-    "contiguous": lambda t: t,
-    "transposed": lambda t: t.transpose(1, 2).contiguous().transpose(1, 2),
-    "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),
-    "offset": lambda t: torch.cat([t.new_zeros(1), t.flatten()])[1:].view_as(t),
-    "gaps": lambda t: torch.stack([t, t], -1)[..., 0],
-    "expanded": lambda t: t[:1].expand_as(t),
-}
-
-
-@pytest.mark.parametrize("student_layout", LAYOUTS)
-@losses
-def test_layouts_of_logits(op, student_layout):
-    for teacher_layout, dim in ((student_layout, 1), ("contiguous", 1), ("transposed", -1), ("expanded", 1)):
-
-        def make(seed, teacher_layout=teacher_layout):
-            (student,), (teacher,) = op.make(((3, 6, 5, 4),), F32, seed=seed)
-            return [LAYOUTS[student_layout](student)], [LAYOUTS[teacher_layout](teacher)]
-
-        _check(op, make, dim=dim, reduction="none")
-    student, teacher = (tensors[0] for tensors in make(0))
-    gradient = getattr(triton, op.name)(student, teacher, 1, "mean", True)[1]
-    assert gradient.stride() == torch.empty_like(student).stride()
-
-
-@losses
-def test_row_dims_that_lie_apart(op):
-    def make(dims):
-        return lambda seed: tuple(
-            [tensor[(slice(None, None, 2),) * dims]]
-            for (tensor,) in op.make(((4,) * dims + (5,),), F32, seed=seed)
-        )
-
-    _check(op, make(4), reduction="none")
-    with pytest.raises(
-        NotImplementedError, match=f"{op.name}: student must have rows along at most 4 dims that lie"
-    ):
-        op.call(triton, make(5)(0))
-
-
-@pytest.mark.parametrize(("student", "teacher"), [(F16, F32), (BF16, F16), (F32, F64), (F64, BF16)])
-@losses
-def test_mixed_dtypes(op, student, teacher):
-    def make(seed):
-        (a,), (b,) = op.make(((5, 100),), F64, seed=seed)
-        return [a.to(student)], [b.to(teacher)]
-
-    _check(op, make)
-
-
-# Rows of several tiles and of one, in one block and in several, also strided.
-SHAPES = pytest.mark.parametrize(
-    ("shape", "dim"), [((6, 50), -1), ((6, 3000), -1), ((6, 16500), -1), ((1100, 6), 0)], ids=str
-)
-
-
-@SHAPES
-@losses
-def test_large_and_masked_logits(op, shape, dim):
-    def make(seed):
-        (student,), (teacher,) = op.make((shape,), F32, seed=seed)
-        a, b = student.movedim(dim, -1), teacher.movedim(dim, -1)
-        a[0], b[0] = a[0] * 1e4, b[0] * -1e4
-        a[1, :20] = b[1, :20] = -torch.inf
-        b[2, 3:] = -torch.inf
-        a[3], b[3, 7:] = -torch.inf, -torch.inf
-        b[4] = -torch.inf
-        return [student], [teacher]
-
-    for reduction in ("none", "sum"):
-        _check(op, make, dim=dim, reduction=reduction)
-    row_losses, gradient = op.call(triton, make(0), dim=dim, reduction="none")
-    assert not row_losses[3:5].any() and not gradient.movedim(dim, -1)[3:5].any()
-
-
-@SHAPES
-@losses
-def test_infinite_and_nan_logits_stay_in_their_row(op, shape, dim):
-    (student,), (teacher,) = op.make((shape,), F32)
-    a = student.movedim(dim, -1)
-    a[0, 5], a[1, 7] = -torch.inf, torch.nan
-    row_losses, gradient = op.call(triton, ([student], [teacher]), dim=dim, reduction="none")
-    gradient = gradient.movedim(dim, -1)
-    assert row_losses[0].isinf() if op.name == "softmax_kl" else row_losses[0].isfinite()
-    assert row_losses[1].isnan() and gradient[1].isnan().all()
-    assert row_losses[2:].isfinite().all() and gradient[0].isfinite().all() and gradient[2:].isfinite().all()
-
-
-@SHAPES
-@dtypes
-@losses
-def test_equal_sides_give_exactly_zero(op, dtype, shape, dim):
-    (student,), _ = op.make((shape,), dtype)
-    loss, gradient = op.call(triton, ([student], [student.clone()]), dim=dim)
-    assert loss == 0 and not gradient.any()
-
-
-@losses
-def test_the_same_bits_again_and_the_ticket_back_at_zero(op, monkeypatch):
-    """Also with several tiles to a program, which the size of no quick test asks for."""
-    layout = _module("layout")
-    inputs = op.make(((300, 200),), F32)
-    expected = op.call(reference, inputs)
-    for programs in (4096, 7):
-        monkeypatch.setattr(layout, "_PROGRAMS", programs)
-        outputs = [op.call(triton, inputs) for _ in range(3)]
-        for later in outputs:
-            torch.testing.assert_close(later, expected)
-            assert all(torch.equal(ours, first) for ours, first in zip(later, outputs[0], strict=True))
-        assert _module("launch").ticket_of(torch.device("cpu")).item() == 0
-
-
-def test_the_gradient_is_left_out_unless_asked_for():
-    (student,), (teacher,) = OPS["softmax_kl"].make(((3, 20),), F32)
-    loss, gradient = triton.softmax_kl(student, teacher)
-    assert gradient is None and torch.equal(loss, triton.softmax_kl(student, teacher, with_gradient=True)[0])
 
 
 # ---- scale_
@@ -284,17 +162,13 @@ def _compile_for(target: str) -> None:
         kernel.run = warmup
 
     driver.set_active(Driver())
-    names = ("multi_tensor_dot", "temporal_ensemble", "sharpen")
-    for name in ("ema_update", "consistency", "scale", "swap", "nonfinite", *names):
+    names = ("consistency", "mean_teacher_loss", "multi_tensor_dot", "temporal_ensemble", "sharpen")
+    for name in ("ema_update", "scale", "swap", "nonfinite", *names):
         compile_only(getattr(_module(name), f"_{name}_kernel"))
+    compile_only(_module("mean_teacher_loss")._count_kernel)
+    _compile_losses()
     for dtype in (F32, BF16):
-        for op, shape in itertools.product(
-            LOSSES, ((64, 10), (64, 1000), (2, 20000), (2, 19, 8, 8), (2, 1200, 8, 8))
-        ):
-            op.call(triton, op.make((shape,), dtype), dim=1)
         triton.scale_(torch.ones(5000, dtype=dtype), torch.ones(()))
-    for op, reduction in itertools.product(LOSSES, ("sum", "none")):
-        op.call(triton, op.make(((64, 100),), F64), reduction=reduction, with_gradient=reduction == "none")
     for pairs in ([(F32, F32)], [(BF16, BF16)], list(itertools.product(FLOATS, FLOATS))):
         for decay in (0.99, torch.tensor(0.99)):
             teacher, student = _pairs(pairs * 2)
@@ -308,6 +182,34 @@ def _compile_for(target: str) -> None:
 
 def _pairs(dtypes) -> tuple[list, list]:
     return tuple([torch.ones(4096, dtype=dtype) for dtype in side] for side in zip(*dtypes, strict=True))
+
+
+def _compile_losses() -> None:
+    """Each loss plain, in rows of one block and of several, and with all its options; strided classes; each dtype."""
+    for op in LOSSES:
+        options = {"weight": True, "gradients": 3}
+        if op.name != "logit_mse":
+            options |= {
+                "student_temperature": 0.5,
+                "teacher_temperature": 2.0,
+                "center": True,
+                "threshold": 0.9,
+            }
+        op.call(triton, op.make(((64, 1000),), F32))
+        op.call(triton, op.make(((2, 20000),), BF16), reduction="none")
+        op.call(triton, op.make(((64, 10),), F64), reduction="sum", **options)
+    target = OPS["softmax_cross_entropy"]
+    for shape, dtype, hard in (((2, 1200, 8, 8), F32, False), ((64, 100), F16, True)):
+        options = {"hard": hard, "label_smoothing": 0.1, "threshold": torch.tensor(0.9), "dim": 1}
+        target.call(triton, target.make((shape,), dtype), gradients=3 - 2 * hard, **options)
+    _module("mean_teacher_loss")._COUNTED = 0
+    for shape, dtype, options in (
+        ((64, 10), F32, {"heads": 1}),
+        ((64, 100), BF16, {"kl": True, "by_labeled": True, "consistency_weight": torch.tensor(1.0)}),
+        ((2, 20000), F32, {"by_labeled": True}),
+        ((2, 700, 4, 4), F64, {"heads": 1, "kl": True, "dim": 1, "with_gradient": False}),
+    ):
+        OBJECTIVE.call(triton, OBJECTIVE.make((shape,), dtype), **options)
 
 
 def _compile_others() -> None:

@@ -74,8 +74,8 @@ def _consistency_kernel(
         scale if student_scale is None else scale * number(student_scale, wide),
         scale if teacher_scale is None else scale * number(teacher_scale, wide),
     )
-    least = given(threshold, threshold_at, wide)
-    smooth = given(smoothing, None, wide)
+    least = None if threshold is None and threshold_at is None else given(threshold, threshold_at, wide)
+    smooth = None if smoothing is None else number(smoothing, wide)
     sums: tl.constexpr = wide if partials is None else partials.dtype.element_ty
     losses = tl.zeros([ROWS, 1], sums)
     counted = tl.zeros([ROWS, 1], tl.int32)

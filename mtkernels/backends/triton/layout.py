@@ -9,6 +9,8 @@ import triton.language as tl
 
 _ROW_DIMS = 4  # as csrc/consistency.h
 _TILE = 2048  # logits of a tile of short rows
+_ONE_BLOCK = 16384  # classes of the longest row that is read once: a block's registers hold both sides
+_ONE_STRIDED_BLOCK = 1024  # and of 16 rows side by side, whose classes are strided
 _PROGRAMS = 4096  # each walks several tiles where there are more: the last one adds up as many partial losses
 
 
@@ -83,7 +85,7 @@ def layout(
         tile_rows=tile_rows,
         block=block,
         one_block=one_block,
-        num_warps=min(16, max(4, tile_rows * block // 512)),
+        num_warps=min(16, max(4, tile_rows * block >> (9 if halvings < 2 else 8))),
     )
 
 
@@ -104,9 +106,9 @@ def _merged(shape, dim, strides) -> list[tuple[int, tuple[int, ...]]]:
 def _tile(classes: int, inner: int, strided: bool, halvings: int) -> tuple[int, int, bool]:
     """Classes and rows of a tile, and whether a row fits one. Strided classes: rows lie together, 16 at a time."""
     if strided:
-        limit, least_rows = 1024 >> halvings, 16
+        limit, least_rows = _ONE_STRIDED_BLOCK >> halvings, 16
     else:
-        limit, least_rows = 16384 >> halvings, 1
+        limit, least_rows = _ONE_BLOCK >> halvings, 1
     one_block = classes <= limit
     block = triton.next_power_of_2(classes) if one_block else limit // 2
     rows = max(least_rows, _TILE // block)

@@ -215,7 +215,7 @@ def mean_teacher_loss(
     operands = [tensor for tensor in (*logits, dstudent, dsecond) if tensor is not None]
     at = layout(
         "mean_teacher_loss", tuple(student.shape), dim, tuple(tensor.stride() for tensor in operands),
-        (labels.stride(),), (wide == torch.float64) + (second is not None),
+        (labels.stride(),), 1 + (wide == torch.float64),
     )  # fmt: skip
     strides = {id(tensor): stride for tensor, stride in zip(operands, at.strides, strict=True)}
     strides[id(None)] = at.strides[0]

@@ -44,13 +44,11 @@ def number(parts, wide: tl.constexpr):
 
 @triton.jit
 def given(parts, pointer, wide: tl.constexpr):
-    """A number that the host gave, or that lies on the device; None where there is neither."""
-    if parts is not None:
+    """A number that the host gave, or that lies on the device."""
+    if pointer is None:
         return number(parts, wide)
-    elif pointer is not None:
-        return tl.load(pointer).to(wide)
     else:
-        return None
+        return tl.load(pointer).to(wide)
 
 
 @triton.jit
@@ -124,7 +122,9 @@ def _log(w, r):
     else:
         # w = (1 + m) 2^e with m from -0.25 to 0.5. Its polynomial is off by 1 unit in the last place of log1p(m).
         e = (w.to(tl.int32, bitcast=True) - 0x3F400000) & -0x800000
-        m = tl.where(e == 0, r, (w.to(tl.int32, bitcast=True) - e).to(tl.float32, bitcast=True) - 1.0)
+        m = tl.where(
+            e == 0, r, w * (0x3F800000 - e).to(tl.float32, bitcast=True) - 1
+        )  # times 2^-e: NaN stays NaN
         s = -0.046190083 * m + 0.105909914
         s = s * m - 0.13192995
         s = s * m + 0.14468062
@@ -265,5 +265,8 @@ def gradient_of_teacher(
 @triton.jit
 def store_gradient(pointers, columns, stride, classes, in_row, scale, gradient):
     """0 where the scale is, whatever the row holds."""
-    gradient = tl.where(scale == 0, 0.0, gradient).to(pointers.dtype.element_ty)
+    gradient = tl.where(scale == 0, 0.0, gradient)
+    if pointers.dtype.element_ty == tl.bfloat16:
+        gradient = gradient.to(tl.float32)  # from fp64 there is no one instruction
+    gradient = gradient.to(pointers.dtype.element_ty)
     tl.store(pointers + columns.to(tl.int64) * stride, gradient, mask=in_row & (columns < classes))

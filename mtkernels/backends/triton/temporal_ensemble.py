@@ -9,12 +9,12 @@ from torch import Tensor
 
 from mtkernels import _C
 from mtkernels.backends.reference import gradient_dtype
-from mtkernels.backends.triton.consistency import _add_up, _divide, _finite, _max, _sum
 from mtkernels.backends.triton.decay import joined_parts, parts
 from mtkernels.backends.triton.launch import FP_FUSION, on_device, ticket_of
 from mtkernels.backends.triton.layout import _tile
+from mtkernels.backends.triton.partials import PARTIALS, add_up, comes_last, leave, new_partials
+from mtkernels.backends.triton.row_math import divide, finite, row_max, row_sum
 
-_PARTIALS = 1024  # added up at a time
 _PROGRAMS = 4096
 
 
@@ -33,9 +33,9 @@ def _row(sum_e, sum_z, corrected, RENORMALIZE: tl.constexpr):
     """1 / sum_e, what z is multiplied by, whether the row is masked, and whether it has no target."""
     masked = sum_e == 0
     one = tl.full(sum_e.shape, 1.0, sum_e.dtype)
-    inverse = _divide(one, tl.where(masked, 1.0, sum_e))
+    inverse = divide(one, tl.where(masked, 1.0, sum_e))
     if RENORMALIZE:
-        return inverse, _divide(one, tl.where(sum_z == 0, 1.0, sum_z)), masked, masked | (sum_z == 0)
+        return inverse, divide(one, tl.where(sum_z == 0, 1.0, sum_z)), masked, masked | (sum_z == 0)
     else:
         return inverse, one * corrected, masked, masked
 
@@ -64,17 +64,17 @@ def _tile_in_one_block(
     mask = in_row & (columns < classes)
     a = _load(students, columns, stride, mask, -float("inf"), wide)
     z = _load(samples, columns, 1, mask & inside, 0.0, wide)
-    e = tl.exp(a - _finite(_max(a)))
-    inverse, corrected, masked, idle = _row(_sum(e), _sum(z), corrected, RENORMALIZE)
+    e = tl.exp(a - finite(row_max(a)))
+    inverse, corrected, masked, idle = _row(row_sum(e), row_sum(z), corrected, RENORMALIZE)
     idle = idle | no_target
     p = e * inverse
     d = p - z * corrected
-    along = _sum(p * d)
+    along = row_sum(p * d)
     _write(
         samples, gradients, columns, gradient_stride, mask, p, z, d, along, factor, alpha, beta, masked, idle,
         inside, GRADIENT,
     )  # fmt: skip
-    return _sum(d * d), idle
+    return row_sum(d * d), idle
 
 
 @triton.jit
@@ -91,12 +91,12 @@ def _tile_in_blocks(
         columns = start + tl.arange(0, BLOCK)[None, :]
         mask = in_row & (columns < classes)
         a = _load(students, columns, stride, mask, -float("inf"), wide)
-        higher = tl.maximum(maximum, _max(a))
-        sum_e = sum_e * tl.exp(maximum - _finite(higher)) + _sum(tl.exp(a - _finite(higher)))
+        higher = tl.maximum(maximum, row_max(a))
+        sum_e = sum_e * tl.exp(maximum - finite(higher)) + row_sum(tl.exp(a - finite(higher)))
         maximum = higher
         if RENORMALIZE:
-            sum_z += _sum(_load(samples, columns, 1, mask & inside, 0.0, wide))
-    maximum = _finite(maximum)
+            sum_z += row_sum(_load(samples, columns, 1, mask & inside, 0.0, wide))
+    maximum = finite(maximum)
     inverse, corrected, masked, idle = _row(sum_e, sum_z, corrected, RENORMALIZE)
     idle = idle | no_target
     squares = zero
@@ -106,8 +106,8 @@ def _tile_in_blocks(
         mask = in_row & (columns < classes)
         p = tl.exp(_load(students, columns, stride, mask, -float("inf"), wide) - maximum) * inverse
         d = p - _load(samples, columns, 1, mask & inside, 0.0, wide) * corrected
-        squares += _sum(d * d)
-        along += _sum(p * d)
+        squares += row_sum(d * d)
+        along += row_sum(p * d)
     tl.debug_barrier()  # all of the row has been read
     for start in range(0, classes, BLOCK):
         columns = start + tl.arange(0, BLOCK)[None, :]
@@ -125,7 +125,7 @@ def _tile_in_blocks(
 @triton.jit
 def _live_correction(updates, log_alpha, wide: tl.constexpr):
     """1 / (1 - alpha^updates), and whether there were none."""
-    count = tl.load(updates).to(tl.float64)
+    count = tl.load(updates + tl.zeros([1, 1], tl.int32)).to(tl.float64)
     never = count <= 0
     power = tl.exp(tl.where(never, 1.0, count) * joined_parts(log_alpha))
     return (1 / (1 - power)).to(wide), never
@@ -138,7 +138,7 @@ def _temporal_ensemble_kernel(
     index,
     dstudent,  # None where nobody needs it
     loss,  # [rows], or one element
-    partials,  # [programs], and with it a ticket: one int32 that is 0. None where REDUCTION is "none"
+    partials,  # [1, programs], and with it a ticket: one int32 that is 0. None where REDUCTION is "none"
     ticket,
     updates,  # where it is on the device: one integer; else None, and the correction is among the numbers
     numbers,  # alpha, 1 - alpha, correction; in parts where the accumulators are fp64
@@ -161,10 +161,10 @@ def _temporal_ensemble_kernel(
 ):
     one = tl.full([1, 1], 1.0, loss.dtype.element_ty)
     wide: tl.constexpr = one.dtype
-    inverse_classes = _divide(one, one * classes)
+    inverse_classes = divide(one, one * classes)
     scale = one
     if REDUCTION == "mean":
-        scale = _divide(one, one * rows)
+        scale = divide(one, one * rows)
     alpha = _number(numbers[0], wide)
     beta = _number(numbers[1], wide)
     corrected = _number(numbers[2], wide)
@@ -174,7 +174,7 @@ def _temporal_ensemble_kernel(
         if CORRECTION == "bias":
             corrected = live
     GRADIENT: tl.constexpr = dstudent is not None
-    losses = tl.zeros([ROWS, 1], wide)
+    losses = tl.zeros([ROWS, 1], wide if partials is None else partials.dtype.element_ty)
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         row = (tl.full([], ROWS, tl.int64) * tile) + tl.arange(0, ROWS)[:, None]
         in_row = row < rows
@@ -195,10 +195,14 @@ def _temporal_ensemble_kernel(
         if REDUCTION == "none":
             tl.store(loss + row, tile_losses, mask=in_row)
         else:
-            losses += tl.where(in_row, tile_losses, 0.0)
+            losses += tl.where(in_row, tile_losses, 0.0).to(losses.dtype)
     if REDUCTION != "none":
-        divisor = tl.full([], 1, losses.dtype) * (rows if REDUCTION == "mean" else 1)
-        _add_up(losses, divisor, loss, partials, ticket, PARTIALS)
+        leave(partials, 0, tl.sum(losses))
+        if comes_last(ticket):
+            total = add_up(partials, 0, PARTIALS)
+            if REDUCTION == "mean":
+                total = divide(total, tl.full([], 1, total.dtype) * rows)
+            tl.store(loss, total.to(wide))
 
 
 def temporal_ensemble_(
@@ -226,7 +230,7 @@ def temporal_ensemble_(
     programs = max(1, min(tiles, _PROGRAMS))
     partials = ticket = None
     if reduction != "none":
-        partials, ticket = student.new_empty(programs, dtype=wide), ticket_of(student.device)
+        partials, ticket = new_partials(1, programs, wide, student.device), ticket_of(student.device)
     live, has_target, corrected = _correction(alpha, updates, correction, student.device)
     numbers = tuple(parts(x) if wide == torch.float64 else x for x in (float(alpha), 1.0 - alpha, corrected))
     with on_device(student.device):
@@ -237,7 +241,7 @@ def temporal_ensemble_(
             student.stride(), ensemble.stride(0), student.stride() if dstudent is None else dstudent.stride(),
             index.stride(0),
             CORRECTION=correction, HAS_TARGET=has_target, REDUCTION=reduction, ROWS=tile_rows, BLOCK=block,
-            ONE_BLOCK=one_block, PARTIALS=_PARTIALS, num_warps=min(16, max(4, tile_rows * block // 512)),
+            ONE_BLOCK=one_block, PARTIALS=PARTIALS, num_warps=min(16, max(4, tile_rows * block // 512)),
             enable_fp_fusion=FP_FUSION,
         )  # fmt: skip
     return loss, dstudent
