@@ -21,7 +21,7 @@ test: $(VENV)/.dev  ## the tests
 
 bench: $(VENV)/.dev  ## speed against other libraries; a table, a CSV and a plot under bench/results
 	@mkdir -p bench/results/local
-	$(BIN)/python -m pytest bench --benchmark-json=bench/results/local/results.json
+	$(BIN)/python -m pytest bench --benchmark-json=bench/results/local/results.json $(BENCH_OPTIONS)
 	$(BIN)/python bench/report.py bench/results/local/results.json
 
 lint: $(VENV)/.dev  ## ruff and clang-format

@@ -21,8 +21,11 @@ SAMPLE, PART = (
 POOL = 1_000_003  # random numbers that fill a module: prime, so that no two tensors begin with the same
 
 # Of the largest output. Losses sum up to 4 M terms: torch's own are off by up to 300 roundings at 64 x 65536.
-ROUNDINGS = {"softmax_mse": 512, "softmax_kl": 512}
+LOSSES = [name for name in OPS if name.startswith("softmax_") or name in ("logit_mse", "mean_teacher_loss")]
+ROUNDINGS = dict.fromkeys(LOSSES, 512)
 EMA_ROUNDINGS = 8
+# Ops on lists of two sides as they are, and what they move: each logit or its kind so many times.
+TARGETS = {"temporal_ensemble_": 4, "sharpen": 2}  # logits, gradient, the ensemble's rows in and out; probs in and out
 
 
 @dataclass
@@ -34,6 +37,7 @@ class Workload:
     copied: int = 0  # how many at the end of the lists are copied rather than averaged
     averages: list[nn.Module] = field(default_factory=list)  # modules that hold the teachers, one an average
     student: nn.Module | None = None
+    dim: int = -1  # of a loss's classes
 
     @property
     def is_module(self) -> bool:
@@ -88,11 +92,20 @@ class Case:
             *teachers, student = self._modules() if self.shared else deepcopy(self._modules())
             return Workload(_flat(teachers), tensors_of(student), self.copied, teachers, student)
         first, second = ([tensor.clone() for tensor in tensors] for tensors in self.inputs)
-        return Workload(second, [tensor.requires_grad_() for tensor in first])
+        return Workload(second, [tensor.requires_grad_() for tensor in first], dim=self.dim)
+
+    @property
+    def dim(self) -> int:
+        """Of a loss's classes: in a dense map after the images."""
+        return 1 if self.shapes and len(self.shapes[0]) > 2 else -1
 
     def call(self, backend, inputs, copied: int) -> list[Tensor]:
         """The op on lists, as the tests call it."""
         if self.op in ROUNDINGS:
+            return OPS[self.op].call(backend, inputs, dim=self.dim)
+        if self.op == "multi_tensor_dot":
+            return OPS[self.op].call(backend, inputs, with_norms=True)
+        if self.op in TARGETS:
             return OPS[self.op].call(backend, inputs)
         return OPS["ema_update"].call(backend, inputs, decay=decays(self.averages), copied=copied)
 
@@ -119,7 +132,13 @@ class Case:
         """Each input read once, each output written once; of a copied buffer the old value is not read."""
         first, second = self.inputs
         if self.op in ROUNDINGS:
-            return 3 * first[0].nbytes  # both logits, and the student's gradient
+            if self.op == "mean_teacher_loss":
+                return 5 * first[0].nbytes  # two heads, the teacher's one, two gradients
+            return (4 if self.op == "logit_mse" else 3) * first[0].nbytes  # both logits, and the gradients
+        if self.op == "multi_tensor_dot":
+            return sum(tensor.nbytes for tensor in (*first, *second))
+        if self.op in TARGETS:
+            return TARGETS[self.op] * first[0].nbytes
         unread = sum(tensor.nbytes for tensor in first[len(first) - self.copied :])
         return 2 * sum(tensor.nbytes for tensor in first) + sum(tensor.nbytes for tensor in second) - unread
 
@@ -167,7 +186,7 @@ def decays(averages: int) -> float | list[float]:
 
 
 def cases(op: str, device: str, large: bool = False) -> list[Case]:
-    if op in ROUNDINGS:
+    if op in (*ROUNDINGS, *TARGETS, "multi_tensor_dot"):
         return [Case(op, name, device, shapes) for name, shapes in OPS[op].bench.items()]
     found = []
     for name, shapes in OPS[op].bench.items():

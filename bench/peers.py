@@ -8,7 +8,6 @@ otherwise.
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -17,22 +16,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import mtkernels
-from bench.cases import DECAY, Case, Workload, tensors_of
+from bench import objective, targets
+from bench.cases import DECAY, LOSSES, Case, Workload, tensors_of
+from bench.objective import Candidate, Factory
 from mtkernels import _C
 from mtkernels.backends import backend_for
 from mtkernels.ema import WeightEMA
-
-
-@dataclass
-class Candidate:
-    step: Callable[[], object]  # what is timed
-    outputs: Callable[
-        [], list[Tensor | None]
-    ]  # after one step, in the reference's order; None: not its business
-    note: str = ""  # how it is set up, and what it leaves out
-
-
-Factory = Callable[[Workload], Candidate]
 
 
 def _ema_mtkernels(work: Workload) -> Candidate:
@@ -189,30 +178,96 @@ def _timm_model_ema():
     return model_ema
 
 
-def eager_mse(student: Tensor, teacher: Tensor) -> Tensor:
-    return F.mse_loss(F.softmax(student, -1), F.softmax(teacher, -1))
+def _dot(work: Workload) -> Candidate:
+    return _sums(lambda: mtkernels.multi_tensor_dot(work.students, work.teachers, with_norms=True))
 
 
-def eager_kl(student: Tensor, teacher: Tensor) -> Tensor:
-    return F.kl_div(F.log_softmax(student, -1), F.softmax(teacher, -1), reduction="batchmean")
+def _dot_loop(work: Workload) -> Candidate:
+    """In float32, as training loops have it."""
+    pairs = [(a.detach().view(-1), b.view(-1)) for a, b in zip(work.students, work.teachers, strict=True)]
+
+    def step():
+        dot = sum(torch.dot(a, b) for a, b in pairs)
+        return (
+            dot,
+            sum(torch.dot(a, a) for a, _ in pairs).sqrt(),
+            sum(torch.dot(b, b) for _, b in pairs).sqrt(),
+        )
+
+    return _sums(step)
 
 
-def _liger_kl(student: Tensor, teacher: Tensor) -> Tensor:
+def _dot_foreach(work: Workload) -> Candidate:
+    first, second = [tensor.detach() for tensor in work.students], work.teachers
+
+    def step():
+        dot = torch.stack([product.sum() for product in torch._foreach_mul(first, second)]).sum()
+        norms = (torch.stack(torch._foreach_norm(tensors)).norm() for tensors in (first, second))
+        return dot, *norms
+
+    return _sums(step)
+
+
+def _sums(step: Callable[[], tuple[Tensor, ...]]) -> Candidate:
+    """Of sums whose terms cancel float32 leaves few digits: the dot product is ours to test, not theirs to meet."""
+    return Candidate(step, lambda: [None], "dot product and both norms")
+
+
+def eager_mse(student: Tensor, teacher: Tensor, dim: int) -> Tensor:
+    return F.mse_loss(F.softmax(student, dim), F.softmax(teacher, dim))
+
+
+def eager_kl(student: Tensor, teacher: Tensor, dim: int) -> Tensor:
+    divergences = F.kl_div(F.log_softmax(student, dim), F.softmax(teacher, dim), reduction="none")
+    return divergences.sum(dim).mean()
+
+
+def eager_reverse_kl(student: Tensor, teacher: Tensor, dim: int) -> Tensor:
+    return eager_kl(teacher, student, dim)
+
+
+def eager_js(student: Tensor, teacher: Tensor, dim: int) -> Tensor:
+    p, q = F.softmax(student, dim), F.softmax(teacher, dim)
+    m = ((p + q) / 2).log()
+    return (F.kl_div(m, p, reduction="none") + F.kl_div(m, q, reduction="none")).sum(dim).mean() / 2
+
+
+def eager_cross_entropy(student: Tensor, teacher: Tensor, dim: int) -> Tensor:
+    return -(F.softmax(teacher, dim) * F.log_softmax(student, dim)).sum(dim).mean()
+
+
+def eager_logit_mse(student: Tensor, teacher: Tensor, dim: int) -> Tensor:
+    return F.mse_loss(student, teacher)
+
+
+def _liger_kl(student: Tensor, teacher: Tensor, dim: int) -> Tensor:
     from liger_kernel.transformers.functional import liger_kl_div
 
     return liger_kl_div(F.log_softmax(student, -1), F.softmax(teacher, -1), reduction="batchmean")
 
 
-def _loss(function: Callable[[Tensor, Tensor], Tensor], note: str = "") -> Factory:
+def _liger_js(student: Tensor, teacher: Tensor, dim: int) -> Tensor:
+    from liger_kernel.transformers.functional import liger_jsd
+
+    return liger_jsd(F.log_softmax(student, -1), F.log_softmax(teacher, -1))
+
+
+def ours(op: str) -> Callable[[Tensor, Tensor, int], Tensor]:
+    function = getattr(mtkernels, op)
+    options = {"two_sided": False} if op == "logit_mse" else {}
+    return lambda student, teacher, dim: function(student, teacher, dim=dim, **options)
+
+
+def _loss(function: Callable[[Tensor, Tensor, int], Tensor], note: str = "") -> Factory:
     """Forward, the autograd graph, and backward into student.grad, which is None before each step."""
 
     def factory(work: Workload) -> Candidate:
         (teacher,), (student,) = work.teachers, work.students
-        last = {}
+        last, dim = {}, work.dim
 
         def step():
             student.grad = None
-            last["loss"] = function(student, teacher)
+            last["loss"] = function(student, teacher, dim)
             last["loss"].backward()
 
         return Candidate(step, lambda: [last["loss"].detach(), student.grad], note)
@@ -220,11 +275,12 @@ def _loss(function: Callable[[Tensor, Tensor], Tensor], note: str = "") -> Facto
     return factory
 
 
-def _compiled(function: Callable[[Tensor, Tensor], Tensor]) -> Factory:
+def _compiled(function: Callable, factory_of: Callable[..., Factory] | None = None) -> Factory:
     def factory(work: Workload) -> Candidate:
         torch._dynamo.reset()  # no guards of other sizes to walk at each call
         compiled = torch.compile(function, fullgraph=True, dynamic=False)
-        return _loss(compiled, "fullgraph, static shapes; compiled before the clock starts")(work)
+        note = "fullgraph, static shapes; compiled before the clock starts"
+        return (factory_of or _loss)(compiled, note)(work)
 
     return factory
 
@@ -245,9 +301,9 @@ def _loss_backend(op: str, name: str) -> Factory:
         function = getattr(_backend(name, work), op)
 
         def step():
-            last["outputs"] = function(student, teacher, -1, "mean", True)
+            last["outputs"] = function(student, teacher, work.dim, "mean", 1)
 
-        return Candidate(step, lambda: list(last["outputs"]), "loss and gradient without autograd")
+        return Candidate(step, lambda: list(last["outputs"][:2]), "loss and gradient without autograd")
 
     return factory
 
@@ -274,13 +330,26 @@ PEERS: dict[str, dict[str, Factory]] = {
         "timm ModelEmaV3": timm_ema,
         "diffusers EMAModel": _ema_diffusers,
     },
-    "softmax_mse": {"eager torch": _loss(eager_mse), "torch.compile": _compiled(eager_mse)},
-    "softmax_kl": {
-        "eager torch": _loss(eager_kl),
-        "torch.compile": _compiled(eager_kl),
-        "Liger": _cuda_only(_loss(_liger_kl, "log_softmax and softmax by torch")),
+    **{
+        f"softmax_{name}": {"eager torch": _loss(eager), "torch.compile": _compiled(eager)}
+        for name, eager in (
+            ("mse", eager_mse),
+            ("kl", eager_kl),
+            ("reverse_kl", eager_reverse_kl),
+            ("js", eager_js),
+            ("cross_entropy", eager_cross_entropy),
+        )
+    },
+    "logit_mse": {"eager torch": _loss(eager_logit_mse), "torch.compile": _compiled(eager_logit_mse)},
+    "mean_teacher_loss": {
+        "eager torch": objective.step_of(objective.eager),
+        "torch.compile": _compiled(objective.eager, objective.step_of),
     },
 }
+PEERS["multi_tensor_dot"] = {"torch.dot loop": _dot_loop, "torch _foreach": _dot_foreach}
+PEERS |= targets.PEERS
+PEERS["softmax_kl"]["Liger"] = _cuda_only(_loss(_liger_kl, "log_softmax and softmax by torch"))
+PEERS["softmax_js"]["Liger"] = _cuda_only(_loss(_liger_js, "log_softmax by torch"))
 
 
 def _ours(public: Factory, backend: Callable[[str], Factory]) -> dict[str, Factory]:
@@ -293,8 +362,10 @@ OURS: dict[str, dict[str, Factory]] = {
         "mtkernels WeightEMA": _ema_weight_ema,
         "mtkernels EmaPlan": _ema_plan,
     },
-    "softmax_mse": _ours(_loss(mtkernels.softmax_mse), partial(_loss_backend, "softmax_mse")),
-    "softmax_kl": _ours(_loss(mtkernels.softmax_kl), partial(_loss_backend, "softmax_kl")),
+    **{op: _ours(_loss(ours(op)), partial(_loss_backend, op)) for op in LOSSES if op != "mean_teacher_loss"},
+    "mean_teacher_loss": {"mtkernels": objective.step_of(objective.fused)},
+    "multi_tensor_dot": {"mtkernels": _dot},
+    **targets.OURS,
 }
 
 

@@ -54,9 +54,20 @@ def ema_table(rows: list[Row]) -> str:
     return _table("weight average, tensors x floats", lines)
 
 
+LOSSES = (
+    "softmax_mse",
+    "softmax_kl",
+    "softmax_reverse_kl",
+    "softmax_js",
+    "softmax_cross_entropy",
+    "logit_mse",
+    "mean_teacher_loss",
+)
+
+
 def loss_table(rows: list[Row]) -> str:
     lines = []
-    for op in ("softmax_mse", "softmax_kl"):
+    for op in LOSSES:
         for peer in LOSS_PEERS:
             ratios = {row.case: row.ratio for row in rows if (row.op, row.peer) == (op, peer)}
             lines.append((f"`{op}` against {peer}", ratios))

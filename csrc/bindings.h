@@ -25,6 +25,7 @@ void launch(const Argument& argument, const TensorView& tensor, Args& args, Kern
 
 void bind_ema(py::module_& m);
 void bind_slots(py::module_& m);
+void bind_losses(py::module_& m);
 void bind_targets(py::module_& m);
 
 }  // namespace mtk

@@ -1,305 +1,295 @@
 // The CPU side of consistency.h: logits are brought to accumulators in scratch memory, then handed to the
 // loss, either one row at a time (the vector along the classes) or kLanes rows at a time (across the rows:
-// few or strided classes). The loops are leaf functions with clones for each instruction set; what calls them
-// is compiled once.
+// few or strided classes).
+//
+// A loss is a struct:
+//   Cross               what is added up beside the exponentials (below)
+//   kLogits             whether the student's gradient needs x and y, not exponentials alone
+//   Terms, TeacherTerms what a second pass adds up, for loss and gradient, and for the teacher's gradient
+//   OfStudent, OfTeacher  a class's gradient; set(lane, row) prepares each, by the row's sums
+//   loss(row)           the row's loss
 #pragma once
-#include <algorithm>
-#include <limits>
 #include <memory>
 #include <vector>
 
-#include "consistency.h"
-#include "cpu.h"
-#include "vec.h"
+#include "logits_cpu.h"
+#include "row_loops.h"
 
 namespace mtk {
 
-constexpr int kLanes = 16;            // rows of a tile
-constexpr int64_t kTileClasses = 64;  // contiguous rows shorter than this go in tiles
-constexpr int64_t kTileStrided =
-    4096;  // strided rows go in tiles up to this many classes: 0.5 MB, about an L2
 constexpr int64_t kLogitsPerThread = 8 * 1024;  // fewer do not pay for one more thread
 
-// Classes of a row summed in the accumulator before an fp64 sum takes over; exp in fp64 is scalar, so its
-// blocks are short.
-template <class Acc>
-constexpr int64_t kBlock = sizeof(Acc) == 4 ? 1024 : 32;
+// ---- what is added up beside exponentials; the class that is masked at the side which weighs it adds
+// nothing
 
-// A row, or a tile of kLanes rows with (class c, lane) at c * kLanes + lane.
-// a, b: logits of student and teacher; ea, eb: room for exp(logit - max), which may be a and b; gradient may
-// be ea.
-template <class Acc>
-struct Rows {
-  const Acc *a, *b;
-  Acc *ea, *eb;
-  Acc* gradient;  // null when nobody needs it
-  int64_t classes;
-  double scale;  // of the gradient: 1 / rows under "mean"
+struct NoCross {
+  static constexpr bool kNone = true;
+  template <class Acc>
+  MTK_INLINE static Acc term(Acc, Acc, Acc, Acc) {
+    return 0;
+  }
 };
 
-// Of one row: sums of exp(a - max a) and of exp(b - max b); cross = sum of exp(b - max b) * ((b - max b) - (a
-// - max a)).
-struct RowSums {
-  double za, zb, cross;
+// ---- rows
+
+// What a row's constants are worked out in, to be rounded once.
+template <class Acc>
+using Wide = std::conditional_t<sizeof(Acc) == 8, long double, double>;
+
+// One row: its sums, and what becomes of them.
+struct LossRow {
+  double za = 0, zb = 0, cross = 0, terms[2] = {}, teacher_terms[2] = {};
+  int64_t classes = 0;
+  double smoothing = 0;             // label_smoothing
+  double weight = 1;                // times 0 where it is below the threshold
+  double student = 0, teacher = 0;  // what gradients are multiplied by
+  bool kept = true;                 // not below the threshold
 
   bool masked() const { return za == 0 || zb == 0; }  // -inf throughout; NaN is not masked
+  bool counts() const { return !masked() && weight != 0; }
   // Both 0 for a masked row.
-  double ratio() const { return masked() ? 0 : zb / za; }
-  double inverse_za() const { return masked() ? 0 : 1 / za; }
-  double inverse_zb() const { return masked() ? 0 : 1 / zb; }
-};
-
-// zb * (p - q) = ea * (zb / za) - eb: exactly 0 for equal sides, however the compiler contracts it. The ratio
-// is kept in two parts: its rounding would be the same for a whole row and not average out over the classes.
-template <class Acc>
-struct Ratio {
-  Acc high, low;
-
-  explicit Ratio(const RowSums& sums)
-      : high(static_cast<Acc>(sums.ratio())),
-        low(static_cast<Acc>(sums.ratio() - static_cast<double>(high))) {}
-  MTK_INLINE Acc difference(Acc ea, Acc eb) const { return (ea * high - eb) + ea * low; }
-};
-
-// The same for a tile's lanes, laid out for the vector loop.
-template <class Acc>
-struct TileRatio {
-  Acc high[kLanes], low[kLanes];
-
-  explicit TileRatio(const RowSums* sums) {
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const Ratio<Acc> ratio(sums[lane]);
-      high[lane] = ratio.high, low[lane] = ratio.low;
-    }
+  template <class Acc>
+  Wide<Acc> inverse_za() const {
+    return masked() ? Wide<Acc>(0) : 1 / static_cast<Wide<Acc>>(za);
   }
-  MTK_INLINE Acc difference(Acc ea, Acc eb, int lane) const {
-    return (ea * high[lane] - eb) + ea * low[lane];
+  template <class Acc>
+  Wide<Acc> inverse_zb() const {
+    return masked() ? Wide<Acc>(0) : 1 / static_cast<Wide<Acc>>(zb);
+  }
+
+  void take(const Sums& sums) { za = sums.za, zb = sums.zb, cross = sums.cross; }
+};
+
+// A row's constant in two parts: rounded to one, it would be off by the same for every class of the row,
+// which does not average out.
+template <class Acc, int L>
+struct Split {
+  Acc high[L], low[L];
+
+  void set(int lane, Wide<Acc> value) {
+    high[lane] = static_cast<Acc>(value);
+    low[lane] = static_cast<Acc>(value - high[lane]);
   }
 };
 
-template <class Acc>
-Acc finite_max(Acc max) {
-  return max == -std::numeric_limits<Acc>::infinity() ? Acc(0) : max;
-}
-
-// max a and max b; 0 for a row that is -inf throughout. x > m ? x : m vectorises in a reduction where
-// std::max does not; the two halves of both rows are four chains that do not wait for each other (one chain:
-// 0.15 ns a logit, four: 0.05).
-template <class Acc>
-MTK_CPU_CLONES static void row_max(const Acc* a, const Acc* b, int64_t classes, Acc* max_a, Acc* max_b) {
-  const int64_t half = classes / 2;
-  Acc a0 = a[classes - 1], a1 = a0, b0 = b[classes - 1], b1 = b0;
-#pragma omp simd reduction(max : a0, a1, b0, b1)
-  for (int64_t c = 0; c < half; ++c) {
-    a0 = a[c] > a0 ? a[c] : a0;
-    a1 = a[half + c] > a1 ? a[half + c] : a1;
-    b0 = b[c] > b0 ? b[c] : b0;
-    b1 = b[half + c] > b1 ? b[half + c] : b1;
+// zb * (p - q) = ea * (zb / za) - eb: exactly 0 for equal sides, however the compiler contracts it.
+template <class Acc, int L>
+struct Difference : Split<Acc, L> {
+  void set(int lane, const LossRow& row) { Split<Acc, L>::set(lane, row.zb * row.inverse_za<Acc>()); }
+  MTK_INLINE Acc operator()(Acc ea, Acc eb, int lane) const {
+    return (ea * this->high[lane] - eb) + ea * this->low[lane];
   }
-  *max_a = finite_max(a0 > a1 ? a0 : a1);
-  *max_b = finite_max(b0 > b1 ? b0 : b1);
-}
-
-// Terms of one sign: a block of them adds up in the accumulator. Sums whose terms cancel are fp64 throughout.
-template <bool kCross, class Acc>
-MTK_CPU_CLONES static RowSums block_exponentials(const Acc* a, const Acc* b, Acc* ea, Acc* eb, Acc ma, Acc mb,
-                                                 int64_t count) {
-  Acc za = 0, zb = 0, cross = 0;
-#pragma omp simd reduction(+ : za, zb, cross)
-  for (int64_t c = 0; c < count; ++c) {
-    const Acc x = a[c] - ma, y = b[c] - mb;
-    const Acc ex = exp_nonpositive(x), ey = exp_nonpositive(y);
-    ea[c] = ex;
-    eb[c] = ey;
-    za += ex;
-    zb += ey;
-    if (kCross) cross += ey * where(ey != 0, y - x);
+  // The difference less a constant, near which it may be.
+  MTK_INLINE Acc less(const Split<Acc, L>& mean, Acc ea, Acc eb, int lane) const {
+    return ((ea * this->high[lane] - eb) - mean.high[lane]) + (ea * this->low[lane] - mean.low[lane]);
   }
-  return {za, zb, cross};
-}
+};
 
-// Fills ea and eb and adds up; `cross` only where kCross.
-template <bool kCross, class Acc>
-RowSums exponentials(const Rows<Acc>& row) {
-  Acc ma, mb;
-  row_max(row.a, row.b, row.classes, &ma, &mb);
-  RowSums sums{0, 0, 0};
-  for (int64_t c = 0; c < row.classes; c += kBlock<Acc>) {
-    const RowSums block = block_exponentials<kCross>(row.a + c, row.b + c, row.ea + c, row.eb + c, ma, mb,
-                                                     std::min(kBlock<Acc>, row.classes - c));
-    sums.za += block.za, sums.zb += block.zb, sums.cross += block.cross;
+// scale * (p - q)
+template <class Acc, int L>
+struct ProbabilityDifference {
+  Difference<Acc, L> difference;
+  Acc factor[L];
+
+  void set_scaled(int lane, const LossRow& row, double scale) {
+    difference.set(lane, row);
+    factor[lane] = static_cast<Acc>(scale * row.inverse_zb<Acc>());
   }
-  return sums;
+  MTK_INLINE Acc operator()(Acc ea, Acc eb, Acc, Acc, int lane) const {
+    return factor[lane] * difference(ea, eb, lane);
+  }
+};
+
+template <class F, int L>
+F prepared(const LossRow (&rows)[L]) {
+  F f;
+  for (int lane = 0; lane < L; ++lane) f.set(lane, rows[lane]);
+  return f;
 }
 
-// The same for a tile; each lane's sums go to sums[lane].
-template <bool kCross, class Acc>
-MTK_CPU_CLONES static void tile_exponentials(const Rows<Acc>& tile, RowSums* sums) {
-  const int64_t size = tile.classes * kLanes;
-  const Acc *a = tile.a, *b = tile.b;
-  Acc *ea = tile.ea, *eb = tile.eb;
-  Acc ma[kLanes], mb[kLanes];
-  for (int lane = 0; lane < kLanes; ++lane) ma[lane] = mb[lane] = -std::numeric_limits<Acc>::infinity();
-  for (int64_t i = 0; i < size; i += kLanes) {
-#pragma omp simd
-    for (int lane = 0; lane < kLanes; ++lane) {
-      ma[lane] = a[i + lane] > ma[lane] ? a[i + lane] : ma[lane];
-      mb[lane] = b[i + lane] > mb[lane] ? b[i + lane] : mb[lane];
+template <template <class, int> class Of, class Acc, int L>
+void sum_terms(const Block<Acc, L>& block, const LossRow (&rows)[L], Terms (&sums)[L]) {
+  const auto f = prepared<Of<Acc, L>>(rows);
+  for_each_block<Acc, L>(block.classes,
+                         [&](int64_t begin, int64_t end) { add_terms(f, block, begin, end, sums); });
+}
+
+// softmax_cross_entropy's target where it is hard: exponentials become 1 at the first largest class, 0
+// elsewhere.
+template <class Acc, int L>
+struct HardTarget {
+  int64_t index[L];
+  Acc a[L];  // the student's logit there
+
+  explicit HardTarget(const Block<Acc, L>& block) {
+    for (int lane = 0; lane < L; ++lane) {
+      int64_t best = 0;
+      for (int64_t c = 1; c < block.classes; ++c) {
+        if (block.b[c * L + lane] > block.b[best * L + lane]) best = c;
+      }
+      index[lane] = best;
+      a[lane] = block.a[best * L + lane];
     }
   }
-  for (int lane = 0; lane < kLanes; ++lane) ma[lane] = finite_max(ma[lane]), mb[lane] = finite_max(mb[lane]);
-  double za[kLanes] = {}, zb[kLanes] = {}, cross[kLanes] = {};
-  for (int64_t i = 0; i < size; i += kLanes) {
-#pragma omp simd
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const Acc x = a[i + lane] - ma[lane], y = b[i + lane] - mb[lane];
-      const Acc ex = exp_nonpositive(x), ey = exp_nonpositive(y);
-      ea[i + lane] = ex;
-      eb[i + lane] = ey;
-      za[lane] += ex;
-      zb[lane] += ey;
-      if (kCross) cross[lane] += ey * where(ey != 0, y - x);
+  void replace(const Block<Acc, L>& block, LossRow (&rows)[L]) const {
+    for (int lane = 0; lane < L; ++lane) {
+      if (!(rows[lane].zb > 0)) continue;  // masked, or NaN
+      for (int64_t c = 0; c < block.classes; ++c) block.eb[c * L + lane] = c == index[lane];
+      rows[lane].zb = 1;
+      rows[lane].cross = (a[lane] - block.ma[lane]) * block.sa;
     }
   }
-  for (int lane = 0; lane < kLanes; ++lane) sums[lane] = {za[lane], zb[lane], cross[lane]};
-}
+};
 
-// Loss 0 and gradient 0, whatever the other side holds.
-template <class Acc>
-double masked_row(const Rows<Acc>& row) {
-  if (row.gradient) std::fill_n(row.gradient, row.classes, Acc(0));
-  return 0;
-}
+template <class Acc, int L>
+struct LogitSum {
+  void set(int, const LossRow&) {}
+  MTK_INLINE Acc first(Acc, Acc, Acc x, Acc, int) const { return x; }
+  MTK_INLINE Acc second(Acc, Acc, Acc, Acc, int) const { return 0; }
+};
 
-template <class Acc>
-void clear_masked(const Rows<Acc>& tile, const RowSums* sums, double* losses) {
-  for (int lane = 0; lane < kLanes; ++lane) {
-    if (!sums[lane].masked()) continue;
-    losses[lane] = 0;
-    for (int64_t c = 0; tile.gradient && c < tile.classes; ++c) tile.gradient[c * kLanes + lane] = 0;
-  }
-}
-
-// Copies classes x lanes logits between an operand and class-major accumulators; lanes past the last row hold
-// 0.
-template <class T, class Acc>
-MTK_CPU_CLONES static void gather_as(const Operand& operand, const int64_t* offsets, int lanes, int width,
-                                     int64_t classes, Acc* to) {
-  const T* from = static_cast<const T*>(operand.data);
-  if (width == 1 && operand.class_stride == 1) {
-#pragma omp simd
-    for (int64_t c = 0; c < classes; ++c) to[c] = static_cast<Acc>(widen(from[offsets[0] + c]));
-    return;
-  }
-  if (operand.class_stride == 1) {
-    for (int lane = 0; lane < width; ++lane) {
-      const T* row = from + offsets[lane < lanes ? lane : 0];
-#pragma GCC unroll 8
-      for (int64_t c = 0; c < classes; ++c) to[c * width + lane] = static_cast<Acc>(widen(row[c]));
+// Exponentials and sums of L rows; which of them count is known afterwards.
+template <class Loss, class Acc, int L>
+void sum_rows(const Consistency& args, Block<Acc, L>& block, LossRow (&rows)[L]) {
+  maxima(block);
+  if constexpr (!Loss::kSoftmax) {
+    for (int lane = 0; lane < L; ++lane) {
+      const Acc none = -std::numeric_limits<Acc>::infinity();
+      rows[lane].za = block.ma[lane] != none, rows[lane].zb = block.mb[lane] != none;
+      block.ma[lane] = block.mb[lane] = 0;
     }
-    return;
+    block.sa = block.sb = 1;
+  } else {
+    for (int lane = 0; lane < L; ++lane) {
+      block.ma[lane] = finite_max(block.ma[lane]), block.mb[lane] = finite_max(block.mb[lane]);
+    }
+    Sums sums[L] = {};
+    Terms logit_sums[L] = {};
+    std::unique_ptr<const HardTarget<Acc, L>> hard;
+    if (args.hard) hard = std::make_unique<HardTarget<Acc, L>>(block);
+    if (args.label_smoothing != 0) sum_terms<LogitSum>(block, rows, logit_sums);
+    for_each_block<Acc, L>(block.classes, [&](int64_t begin, int64_t end) {
+      add_exponentials<typename Loss::Cross>(block, begin, end, sums);
+    });
+    for (int lane = 0; lane < L; ++lane) rows[lane].take(sums[lane]);
+    for (int lane = 0; lane < L && args.has_threshold; ++lane) {
+      rows[lane].kept = !rows[lane].masked() &&
+                        !(static_cast<Acc>(1 / rows[lane].zb) < static_cast<Acc>(args.threshold.get()));
+      if (!rows[lane].kept) rows[lane].weight = 0;
+    }
+    if (hard) hard->replace(block, rows);
+    for (int lane = 0; lane < L; ++lane) rows[lane].terms[1] = logit_sums[lane][0];
   }
-  for (int64_t c = 0; c < classes; ++c) {
+}
+
+template <template <class, int> class Of, class Acc, int L>
+void write_side(const Block<Acc, L>& block, const LossRow (&rows)[L], Acc* to) {
+  write_gradient(prepared<Of<Acc, L>>(rows), block, to);
+  for (int lane = 0; lane < L; ++lane) {
+    for (int64_t c = 0; !rows[lane].counts() && c < block.classes; ++c) to[c * L + lane] = 0;
+  }
+}
+
+// Losses of L rows, and the gradients that are not null; dstudent may be ea where dteacher is null.
+template <class Loss, class Acc, int L>
+void run_block(const Consistency& args, Block<Acc, L>& block, LossRow (&rows)[L], Acc* dstudent,
+               Acc* dteacher, double* losses) {
+  sum_rows<Loss>(args, block, rows);
+  if constexpr (Loss::kTerms) {
+    Terms terms[L] = {};
+    sum_terms<Loss::template Terms>(block, rows, terms);
+    for (int lane = 0; lane < L; ++lane) std::copy_n(terms[lane], 2, rows[lane].terms);
+  }
+  for (int lane = 0; lane < L; ++lane) {
+    losses[lane] = rows[lane].counts() ? rows[lane].weight * Loss::loss(rows[lane]) : 0;
+    rows[lane].student = args.row_scale() * rows[lane].weight * args.student_scale;
+    rows[lane].teacher = args.row_scale() * rows[lane].weight * args.teacher_scale;
+  }
+  if (dteacher) {
+    if constexpr (Loss::kTeacherTerms) {
+      Terms terms[L] = {};
+      sum_terms<Loss::template TeacherTerms>(block, rows, terms);
+      for (int lane = 0; lane < L; ++lane) std::copy_n(terms[lane], 2, rows[lane].teacher_terms);
+    }
+    write_side<Loss::template OfTeacher>(block, rows, dteacher);
+  }
+  if (dstudent) write_side<Loss::template OfStudent>(block, rows, dstudent);
+}
+
+// ---- memory and threads
+
+// What a thread's rows add up to.
+struct Share {
+  double* losses;  // [rows]
+  int64_t kept = 0;
+};
+
+template <int L>
+void read_weights(const Consistency& args, int64_t first, int lanes, LossRow (&rows)[L]) {
+  for (int lane = 0; lane < L; ++lane) {
+    rows[lane] = LossRow{};
+    rows[lane].classes = args.classes, rows[lane].smoothing = args.label_smoothing;
+    if (!args.weight.data || lane >= lanes) continue;
+    const int64_t offset = row_offset(args.weight, args.row_sizes, first + lane);
+    visit(args.weight.dtype, [&](auto type) {
+      rows[lane].weight = widen(static_cast<const decltype(type)*>(args.weight.data)[offset]);
+    });
+  }
+}
+
+template <class Acc, int L>
+void subtract_center(const Operand& center, int64_t classes, Acc* b) {
+  visit(center.dtype, [&](auto type) {
+    const auto* from = static_cast<const decltype(type)*>(center.data);
+    for (int64_t c = 0; c < classes; ++c) {
+      const Acc shift = static_cast<Acc>(widen(from[c * center.class_stride]));
+      for (int lane = 0; lane < L; ++lane) b[c * L + lane] -= shift;
+    }
+  });
+}
+
+// Rows [begin, end), L at a time. scratch: [5, L, classes].
+template <class Loss, class Acc, int L>
+void run_rows(const Consistency& args, int64_t begin, int64_t end, Acc* scratch, Share& share) {
+  const int64_t size = args.classes * L;
+  const bool apart = L == 1 || Loss::kLogits || args.dteacher.data;  // exponentials beside the logits
+  for (int64_t first = begin; first < end; first += L) {
+    const int lanes = static_cast<int>(std::min<int64_t>(L, end - first));
+    const auto rows_of = [&](const Operand& operand) {
+      return RowsOf<L>(operand, args.row_sizes, first, lanes, args.classes);
+    };
+    const RowsOf<L> student = rows_of(args.student), teacher = rows_of(args.teacher),
+                    dstudent = rows_of(args.dstudent), dteacher = rows_of(args.dteacher);
+    Acc *a = student.template in_place<Acc>(), *b = teacher.template in_place<Acc>();
+    if (!a) student.gather(a = scratch);
+    if (!b || args.center.data) {
+      teacher.gather(b = scratch + size);
+      if (args.center.data) subtract_center<Acc, L>(args.center, args.classes, b);
+    }
+    Acc *ea = apart ? scratch + 2 * size : a, *eb = apart ? scratch + 3 * size : b;
+    // The student's gradient goes where its exponentials are; those lie in its own row where they can.
+    Acc* direct = dstudent.template in_place<Acc>();
+    if (direct && apart && !args.dteacher.data) ea = direct;
+    Block<Acc, L> block{a,
+                        b,
+                        ea,
+                        eb,
+                        args.classes,
+                        static_cast<Acc>(args.student_scale),
+                        static_cast<Acc>(args.teacher_scale),
+                        {},
+                        {}};
+    LossRow rows[L];
+    double losses[L];
+    read_weights(args, first, lanes, rows);
+    Acc* to_teacher = args.dteacher.data ? scratch + 4 * size : nullptr;
+    run_block<Loss>(args, block, rows, args.dstudent.data ? ea : nullptr, to_teacher, losses);
     for (int lane = 0; lane < lanes; ++lane) {
-      to[c * width + lane] = static_cast<Acc>(widen(from[offsets[lane] + c * operand.class_stride]));
+      share.losses[first + lane] = losses[lane];
+      share.kept += rows[lane].kept;
     }
-    for (int lane = lanes; lane < width; ++lane) to[c * width + lane] = 0;
-  }
-}
-
-template <class T, class Acc>
-MTK_CPU_CLONES static void scatter_as(const Acc* from, const Operand& operand, const int64_t* offsets,
-                                      int lanes, int width, int64_t classes) {
-  T* to = static_cast<T*>(operand.data);
-  if (width == 1 && operand.class_stride == 1) {
-#pragma omp simd
-    for (int64_t c = 0; c < classes; ++c) store(&to[offsets[0] + c], from[c]);
-    return;
-  }
-  if (operand.class_stride == 1) {
-    for (int lane = 0; lane < lanes; ++lane) {
-      T* row = to + offsets[lane];
-#pragma GCC unroll 8
-      for (int64_t c = 0; c < classes; ++c) store(&row[c], from[c * width + lane]);
-    }
-    return;
-  }
-  for (int64_t c = 0; c < classes; ++c) {
-    for (int lane = 0; lane < lanes; ++lane) {
-      store(&to[offsets[lane] + c * operand.class_stride], from[c * width + lane]);
-    }
-  }
-}
-
-template <class Acc>
-void gather(const Operand& operand, const int64_t* offsets, int lanes, int width, int64_t classes, Acc* to) {
-  visit(operand.dtype,
-        [&](auto type) { gather_as<decltype(type)>(operand, offsets, lanes, width, classes, to); });
-}
-
-template <class Acc>
-void scatter(const Acc* from, const Operand& operand, const int64_t* offsets, int lanes, int width,
-             int64_t classes) {
-  visit(operand.dtype,
-        [&](auto type) { scatter_as<decltype(type)>(from, operand, offsets, lanes, width, classes); });
-}
-
-// The operand's row in place, where it lies there as accumulators; else null.
-template <class Acc>
-Acc* in_place(const Operand& operand, int64_t offset) {
-  const bool same =
-      operand.dtype == (sizeof(Acc) == 8 ? Dtype::f64 : Dtype::f32) && operand.class_stride == 1;
-  return operand.data && same ? static_cast<Acc*>(operand.data) + offset : nullptr;
-}
-
-inline bool in_tiles(const Consistency& args) {
-  const bool contiguous = args.student.class_stride == 1 && args.teacher.class_stride == 1;
-  return args.classes < (contiguous ? kTileClasses : kTileStrided);
-}
-
-// Rows [begin, end): their losses to losses[row], their gradients to dstudent. scratch: [4, kLanes or 1,
-// classes].
-template <class Loss, class Acc>
-void run_tiles(const Consistency& args, int64_t begin, int64_t end, Acc* scratch, double* losses) {
-  const int64_t size = args.classes * kLanes;
-  Acc *a = scratch, *b = scratch + size;
-  const Rows<Acc> tile{a, b, a, b, args.dstudent.data ? a : nullptr, args.classes, args.row_scale()};
-  for (int64_t row = begin; row < end; row += kLanes) {
-    const int lanes = static_cast<int>(std::min<int64_t>(kLanes, end - row));
-    int64_t student[kLanes], teacher[kLanes], dstudent[kLanes];
-    for (int lane = 0; lane < lanes; ++lane) {
-      const RowOffsets offsets = row_offsets(args, row + lane);
-      student[lane] = offsets.student, teacher[lane] = offsets.teacher, dstudent[lane] = offsets.dstudent;
-    }
-    gather(args.student, student, lanes, kLanes, args.classes, a);
-    gather(args.teacher, teacher, lanes, kLanes, args.classes, b);
-    double lane_losses[kLanes];
-    Loss::tile(tile, lane_losses);
-    for (int lane = 0; lane < lanes; ++lane) losses[row + lane] = lane_losses[lane];
-    if (args.dstudent.data) scatter(a, args.dstudent, dstudent, lanes, kLanes, args.classes);
-  }
-}
-
-template <class Loss, class Acc>
-void run_rows(const Consistency& args, int64_t begin, int64_t end, Acc* scratch, double* losses) {
-  if (in_tiles(args)) return run_tiles<Loss>(args, begin, end, scratch, losses);
-  Acc *a = scratch, *b = a + args.classes, *ea = b + args.classes, *eb = ea + args.classes;
-  for (int64_t row = begin; row < end; ++row) {
-    const RowOffsets offsets = row_offsets(args, row);
-    Rows<Acc> work{in_place<Acc>(args.student, offsets.student),
-                   in_place<Acc>(args.teacher, offsets.teacher),
-                   in_place<Acc>(args.dstudent, offsets.dstudent),
-                   eb,
-                   nullptr,
-                   args.classes,
-                   args.row_scale()};
-    if (!work.a) gather(args.student, &offsets.student, 1, 1, args.classes, a), work.a = a;
-    if (!work.b) gather(args.teacher, &offsets.teacher, 1, 1, args.classes, b), work.b = b;
-    const bool direct = work.ea != nullptr;
-    if (!direct) work.ea = ea;
-    if (args.dstudent.data) work.gradient = work.ea;
-    losses[row] = Loss::row(work);
-    if (args.dstudent.data && !direct) scatter(ea, args.dstudent, &offsets.dstudent, 1, 1, args.classes);
+    if (args.dstudent.data && ea != direct) dstudent.scatter(ea);
+    if (to_teacher) dteacher.scatter(to_teacher);
   }
 }
 
@@ -315,22 +305,32 @@ inline double sum_pairwise(const double* values, size_t count) {
 // thread count.
 template <class Loss, class Acc>
 void run_threads(const Consistency& args) {
+  const bool tiled = in_tiles(args.classes, args.student, args.teacher);
   std::vector<double> losses(static_cast<size_t>(args.rows));
-  const int64_t scratch_size = 4 * args.classes * (in_tiles(args) ? kLanes : 1);
+  const int64_t scratch_size = 5 * args.classes * (tiled ? kLanes : 1);
   const int64_t tiles = (args.rows + kLanes - 1) / kLanes;
   const int threads = threads_for(args.rows * args.classes, kLogitsPerThread);
   const std::unique_ptr<Acc[]> scratch(new Acc[static_cast<size_t>(scratch_size * threads)]);
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  int64_t kept = 0;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1) reduction(+ : kept)
   for (int thread = 0; thread < threads; ++thread) {
     const int64_t begin = tiles * thread / threads * kLanes;
     const int64_t end = std::min(args.rows, tiles * (thread + 1) / threads * kLanes);
-    run_rows<Loss>(args, begin, end, scratch.get() + scratch_size * thread, losses.data());
+    Share share{losses.data()};
+    Acc* own = scratch.get() + scratch_size * thread;
+    tiled ? run_rows<Loss, Acc, kLanes>(args, begin, end, own, share)
+          : run_rows<Loss, Acc, 1>(args, begin, end, own, share);
+    kept += share.kept;
   }
   Acc* loss = static_cast<Acc*>(args.loss);
   if (args.reduction == Reduction::none) {
     for (int64_t row = 0; row < args.rows; ++row) loss[row] = static_cast<Acc>(losses[row]);
   } else {
     *loss = static_cast<Acc>(sum_pairwise(losses.data(), losses.size()) * args.row_scale());
+  }
+  if (args.utilization) {
+    const double share = args.rows ? static_cast<double>(kept) / static_cast<double>(args.rows) : 0;
+    *static_cast<Acc*>(args.utilization) = static_cast<Acc>(share);
   }
 }
 

@@ -1,4 +1,5 @@
-// softmax_kl: row loss = sum_c q_c (log q_c - log p_c), gradient = p_c - q_c.
+// softmax_kl: row loss = sum_c q_c (log q_c - log p_c), gradients = p_c - q_c and q_c ((log q_c - log p_c) -
+// loss).
 #pragma once
 #include "consistency.h"
 

@@ -5,6 +5,7 @@ from typing import TypedDict
 
 from torch import Tensor
 
+from mtkernels._options import LossOptions
 from mtkernels.ops.ema import Decay, EmaOptions
 from mtkernels.schedules import Schedule
 
@@ -66,13 +67,84 @@ def swap_rows(
 ) -> bytes: ...
 def nonfinite_(found: Tensor, tensors: Sequence[Tensor]) -> None: ...
 def nonfinite_rows(found: Tensor, tensors: Sequence[Tensor], target_rows: int) -> bytes: ...
+
+# The loss, the student's gradient, the teacher's, and the utilization.
+Loss = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
+
 def softmax_mse(
-    student: Tensor, teacher: Tensor, dim: int, reduction: str, with_gradient: bool
-) -> tuple[Tensor, Tensor | None]: ...
+    student: Tensor,
+    teacher: Tensor,
+    dim: int,
+    reduction: str,
+    gradients: int,
+    options: LossOptions | None = None,
+) -> Loss: ...
 def softmax_kl(
-    student: Tensor, teacher: Tensor, dim: int, reduction: str, with_gradient: bool
-) -> tuple[Tensor, Tensor | None]: ...
-def check_consistency(op: str, student: Tensor, teacher: Tensor, dim: int, reduction: str) -> None: ...
+    student: Tensor,
+    teacher: Tensor,
+    dim: int,
+    reduction: str,
+    gradients: int,
+    options: LossOptions | None = None,
+) -> Loss: ...
+def softmax_reverse_kl(
+    student: Tensor,
+    teacher: Tensor,
+    dim: int,
+    reduction: str,
+    gradients: int,
+    options: LossOptions | None = None,
+) -> Loss: ...
+def softmax_js(
+    student: Tensor,
+    teacher: Tensor,
+    dim: int,
+    reduction: str,
+    gradients: int,
+    options: LossOptions | None = None,
+) -> Loss: ...
+def softmax_cross_entropy(
+    student: Tensor,
+    teacher: Tensor,
+    dim: int,
+    reduction: str,
+    gradients: int,
+    options: LossOptions | None = None,
+) -> Loss: ...
+def logit_mse(
+    student: Tensor,
+    teacher: Tensor,
+    dim: int,
+    reduction: str,
+    gradients: int,
+    options: LossOptions | None = None,
+) -> Loss: ...
+def check_consistency(
+    op: str, student: Tensor, teacher: Tensor, dim: int, reduction: str, options: LossOptions | None = None
+) -> None: ...
+def mean_teacher_loss(
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    second: Tensor | None,
+    dim: int,
+    consistency_weight: float | Tensor,
+    logit_distance_cost: float | Tensor,
+    kl: bool,
+    by_labeled: bool,
+    ignore_index: int,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]: ...
+def check_mean_teacher_loss(
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    second: Tensor | None,
+    dim: int,
+    consistency_weight: float | Tensor,
+    logit_distance_cost: float | Tensor,
+    ignore_index: int,
+) -> None: ...
 def scale_(data: Tensor, factor: Tensor) -> None: ...
 def multi_tensor_dot(
     first: Sequence[Tensor | None], second: Sequence[Tensor | None], with_norms: bool = False

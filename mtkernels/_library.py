@@ -12,6 +12,10 @@ from torch import Tensor
 LIBRARY = torch.library.Library("mtkernels", "DEF")
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+_is_compiling = torch.compiler.is_compiling
+_modes = torch._C._len_torch_dispatch_stack
+_tracing = torch._C._get_tracing_state
+_functorch_top = torch._C._functorch.peek_interpreter_stack
 
 
 def define(
@@ -29,18 +33,24 @@ def define(
     LIBRARY.impl(name, recorded.apply if recorded else torch.library.fallthrough_kernel, "Autograd")
 
 
+def functorch_transforms() -> list:
+    """The kinds of the torch.func transforms that are running, the outermost first; dynamo traces those itself."""
+    if _is_compiling() or _functorch_top() is None:
+        return []
+    return [interpreter.key() for interpreter in torch._C._functorch.get_interpreter_stack()]
+
+
 def functorch_levels() -> int:
-    """How many torch.func transforms are running, one inside the other; dynamo traces those itself."""
-    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is None:
-        return 0
-    return len(torch._C._functorch.get_interpreter_stack())
+    """How many torch.func transforms are running, one inside the other."""
+    return len(functorch_transforms())
 
 
-def must_dispatch(tensor: object) -> bool:
+def must_dispatch(*tensors: object) -> bool:
     """Whether somebody other than the kernels has to see the op: a tracer, a dispatch mode, or a tensor subclass."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
-        return True
-    if torch._C._get_tracing_state() is not None:
+    if _is_compiling() or _modes() > 0 or _tracing() is not None:
         return True
     # DTensor has no rule for these ops: left to the kernels' own refusal, which says what to pass.
-    return type(tensor) not in _PLAIN and isinstance(tensor, Tensor) and not hasattr(tensor, "to_local")
+    return any(
+        type(tensor) not in _PLAIN and isinstance(tensor, Tensor) and not hasattr(tensor, "to_local")
+        for tensor in tensors
+    )

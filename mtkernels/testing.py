@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mtkernels import schedules
+from mtkernels._options import LossOptions
 from mtkernels.backends import reference
 from mtkernels.ops.ema import EmaOptions
 
@@ -76,12 +77,61 @@ def _call_ema(
 
 
 def _call_loss(name: str) -> Callable[..., list[Tensor]]:
-    def call(backend: ModuleType, inputs, *, dim=-1, reduction="mean", with_gradient=True) -> list[Tensor]:
+    def call(
+        backend: ModuleType,
+        inputs,
+        *,
+        dim=-1,
+        reduction="mean",
+        gradients=1,
+        weight=False,
+        center=False,
+        **options,
+    ) -> list[Tensor]:
+        """weight, center: whether there are some; made here, of numbers that float16 holds."""
         (student,), (teacher,) = inputs
-        outputs = getattr(backend, name)(student, teacher, dim, reduction, with_gradient)
+        wide = torch.float64 if torch.float64 in (student.dtype, teacher.dtype) else torch.float32
+        if weight:
+            shape = [size for at, size in enumerate(student.shape) if at != dim % student.dim()]
+            options["weight"] = _numbers(shape, 5).to(student.device, wide)
+        if center:
+            options["center"] = _numbers([student.shape[dim]], 7).to(student.device, wide)
+        given = LossOptions(**options) if options else None
+        outputs = getattr(backend, name)(student, teacher, dim, reduction, gradients, given)
         return [output for output in outputs if output is not None]
 
     return call
+
+
+def _numbers(shape: list[int], period: int) -> Tensor:
+    """0, 1/4, 1/2 ... over and over."""
+    return (torch.arange(torch.Size(shape).numel()) % period / 4).view(shape)
+
+
+def _call_mean_teacher(
+    backend: ModuleType, inputs, *, dim=-1, heads=2, with_gradient=True, **options
+) -> list[Tensor]:
+    """labels: every third row has none; drawn from the logits, the same for every dtype."""
+    (student, second), (teacher, drawn) = inputs
+    labels = drawn.double().movedim(dim, -1).argmax(-1)
+    labels = torch.where(
+        torch.arange(labels.numel()).view(labels.shape).to(labels.device) % 3 == 0, -1, labels
+    )
+    outputs = backend.mean_teacher_loss(
+        student,
+        teacher,
+        labels,
+        second if heads == 2 else None,
+        dim,
+        options.pop("consistency_weight", 3.0),
+        options.pop("logit_distance_cost", 0.5),
+        options.pop("kl", False),
+        options.pop("by_labeled", False),
+        -1,
+        with_gradient,
+    )
+    assert not options, options
+    return [output for output in outputs if output is not None]
 
 
 def _call_dot(backend: ModuleType, inputs, *, with_norms=False) -> list[Tensor]:
@@ -91,22 +141,30 @@ def _call_dot(backend: ModuleType, inputs, *, with_norms=False) -> list[Tensor]:
 def _call_ensemble(
     backend: ModuleType, inputs, *, updates=3, correction="bias", reduction="mean", with_gradient=True
 ) -> list[Tensor]:
-    """Loss, gradient and the ensemble, whose rows are visited in another order than they lie."""
+    """Loss, gradient and the ensemble."""
     (student,), (ensemble,) = inputs
-    index = torch.arange(len(ensemble), device=ensemble.device).flip(0)[: len(student)]
-    moved = ensemble.clone()
+    index, moved = visited(ensemble, len(student)), ensemble.clone()
     outputs = backend.temporal_ensemble_(
         moved, index, student, 0.6, updates, correction, reduction, with_gradient
     )
     return [output for output in (*outputs, moved) if output is not None]
 
 
+def visited(ensemble: Tensor, rows: int) -> Tensor:
+    """Which of an ensemble's rows: far from each other and in another order than they lie, where there is room."""
+    generator = torch.Generator().manual_seed(len(ensemble))
+    return torch.randperm(len(ensemble), generator=generator)[:rows].to(ensemble.device)
+
+
 def _random_ensemble(shapes: Shapes, dtype: torch.dtype, device: str = "cpu", seed: int = 0):
-    """Logits, and an ensemble of as many rows and 3 that are not visited."""
-    ((rows, classes),) = shapes
-    student, ensemble = random_lists(((rows + 3, classes),), torch.float64, "cpu", seed, 3.0)
-    ensemble = [tensor.softmax(-1).to(device, dtype) for tensor in ensemble]
-    return [tensor[:rows].contiguous().to(device, dtype) for tensor in student], ensemble
+    """Logits, and an ensemble of as many samples as a second shape says, or of 3 more than there are logits."""
+    (rows, classes), *more = shapes
+    samples = more[0][0] if more else rows + 3
+    student, ensemble = random_lists(((samples, classes),), torch.float64, "cpu", seed, 3.0)
+    return (
+        [tensor[:rows].clone().to(device, dtype) for tensor in student],
+        [tensor.softmax(-1).to(device, dtype) for tensor in ensemble],
+    )
 
 
 def _call_sharpen(backend: ModuleType, inputs, *, temperature=0.5, dim=-1) -> list[Tensor]:
@@ -124,10 +182,33 @@ def _random_logits(
     return random_lists(shapes, dtype, device, seed, scale)
 
 
-_LOSS_OPTIONS = (
+_PLAIN = (
     *({"reduction": reduction} for reduction in ("mean", "sum", "none")),
-    {"with_gradient": False},
+    {"gradients": 0},
     {"dim": 0},
+)
+_SOFTMAX_OPTIONS = (
+    *_PLAIN,
+    {"gradients": 3},
+    {"gradients": 2, "student_temperature": 0.25, "teacher_temperature": 2.0, "reduction": "none"},
+    {"weight": True, "center": True, "gradients": 3, "reduction": "sum"},
+    {"threshold": 0.3, "teacher_temperature": 0.5, "reduction": "none"},
+    {"threshold": 0.3, "weight": True, "gradients": 3, "dim": 0},
+)
+_TARGET_OPTIONS = (
+    *_SOFTMAX_OPTIONS,
+    {"label_smoothing": 0.25, "gradients": 3},
+    {"hard": True, "center": True, "reduction": "none"},
+    {"hard": True, "label_smoothing": 0.125, "threshold": 0.2, "weight": True, "student_temperature": 0.5},
+)
+_LOGIT_OPTIONS = (*_PLAIN, {"gradients": 3}, {"gradients": 2, "weight": True, "reduction": "sum"})
+_OBJECTIVE_OPTIONS = (
+    {},
+    {"kl": True, "by_labeled": True},
+    {"heads": 1},
+    {"heads": 1, "kl": True, "dim": 0},
+    {"consistency_weight": 0.0, "logit_distance_cost": 0.0},
+    {"with_gradient": False},
 )
 _LOSS_CASES = {
     "one row": ((1, 10),),
@@ -143,8 +224,16 @@ _LOSS_CASES = {
 }
 _LOSS_BENCH = {
     f"{rows}x{classes}": ((rows, classes),)
-    for rows, classes in ((100, 10), (256, 100), (256, 1000), (4096, 1000), (64, 65536))
-}
+    for rows, classes in (
+        (100, 10),
+        (256, 100),
+        (256, 1000),
+        (4096, 1000),
+        (64, 65536),
+        (16, 131072),
+    )
+} | {"2x21x512x512": ((2, 21, 512, 512),)}
+_FEW_SIZES = {name: _LOSS_BENCH[name] for name in ("100x10", "256x1000")}
 
 
 def _many(count: int, size: int) -> Shapes:
@@ -180,6 +269,25 @@ OPS = {
                 "160x160000": _many(160, 160_000),
                 "4x6M": _many(4, 6_000_000),
             },
+        ),
+        *(
+            Op(name, _random_logits, _call_loss(name), options, _LOSS_CASES, sizes)
+            for name, options, sizes in (
+                ("softmax_mse", _SOFTMAX_OPTIONS, _LOSS_BENCH),
+                ("softmax_kl", _SOFTMAX_OPTIONS, _LOSS_BENCH),
+                ("softmax_reverse_kl", _SOFTMAX_OPTIONS, _FEW_SIZES),
+                ("softmax_js", _SOFTMAX_OPTIONS, _FEW_SIZES),
+                ("softmax_cross_entropy", _TARGET_OPTIONS, _FEW_SIZES),
+                ("logit_mse", _LOGIT_OPTIONS, _FEW_SIZES),
+            )
+        ),
+        Op(
+            "mean_teacher_loss",
+            lambda shapes, *args, **kwargs: _random_logits(shapes * 2, *args, **kwargs),
+            _call_mean_teacher,
+            _OBJECTIVE_OPTIONS,
+            _LOSS_CASES,
+            _FEW_SIZES,
         ),
         Op(
             name="multi_tensor_dot",
@@ -219,7 +327,7 @@ OPS = {
                 "20000 classes": ((2, 20_000),),
                 "empty": ((0, 10),),
             },
-            bench={"100x10": ((100, 10),), "256x1000": ((256, 1000),)},
+            bench={"100x10": ((100, 10), (60_000,)), "256x1000": ((256, 1000), (2560,))},
         ),
         Op(
             name="sharpen",
@@ -242,8 +350,6 @@ OPS = {
             },
             bench={"256x10": ((256, 10),), "256x1000": ((256, 1000),)},
         ),
-        Op("softmax_mse", _random_logits, _call_loss("softmax_mse"), _LOSS_OPTIONS, _LOSS_CASES, _LOSS_BENCH),
-        Op("softmax_kl", _random_logits, _call_loss("softmax_kl"), _LOSS_OPTIONS, _LOSS_CASES, _LOSS_BENCH),
     )
 }
 
@@ -254,7 +360,7 @@ def check(op: Op, backend: ModuleType, make_inputs: Callable[[int], tuple], **op
     make_inputs(seed) gives the inputs. The largest error of few numbers is luck: small cases are drawn again and again.
     """
     runs, numbers = [], 0
-    while len(runs) < 2 or (len(runs) < 64 and numbers < 1024 * 64):
+    while len(runs) < 6 or (len(runs) < 64 and numbers < 1024 * 64):
         inputs = make_inputs(len(runs))
         runs.append(_run(op, backend, inputs, options))
         numbers += 1024 + sum(tensor.numel() for tensors in inputs for tensor in tensors)
@@ -315,6 +421,9 @@ def _measure(output: Tensor, truth: Tensor, yardstick: Tensor, error: Tensor, sc
     assert torch.equal(output.isinf(), yardstick.isinf()), (
         "infinite where the reference is not, or not where it is"
     )
+    if not output.is_floating_point():  # counts
+        assert torch.equal(output, truth), f"{output.tolist()} where the reference counts {truth.tolist()}"
+        return _Run(output.new_zeros(0, dtype=torch.float64), output.new_zeros(0, dtype=torch.float64), 0.0)
     info = torch.finfo(output.dtype)
     finite = output.isfinite()
     rounding = torch.clamp(truth[finite].abs(), min=info.smallest_normal) * info.eps / 2

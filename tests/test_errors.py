@@ -300,16 +300,115 @@ LOSS = {
 }
 
 
+SOFTMAX_LOSSES = ["softmax_mse", "softmax_kl", "softmax_reverse_kl", "softmax_js", "softmax_cross_entropy"]
+
+
 @pytest.mark.parametrize("case", LOSS)
-@pytest.mark.parametrize("name", ["softmax_mse", "softmax_kl"])
+@pytest.mark.parametrize("name", [*SOFTMAX_LOSSES, "logit_mse"])
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_losses_refuse(name, case, requires_grad):
     make, options, error, message = LOSS[case]
     student, teacher = make()
     if requires_grad and isinstance(student, torch.Tensor) and student.is_floating_point():
         student = student.clone().requires_grad_()
+    if name == "logit_mse":
+        options = {"two_sided": False, **options}
     with pytest.raises(error) as caught:
         getattr(mtkernels, name)(student, teacher, **options)
+    assert str(caught.value) == f"{name}: {message}"
+
+
+OPTION = {
+    "temperature": (
+        {"student_temperature": 0.0},
+        ValueError,
+        "student_temperature must be positive and finite, got 0.0",
+    ),
+    "infinite temperature": (
+        {"teacher_temperature": float("inf")},
+        ValueError,
+        "teacher_temperature must be positive and finite, got inf",
+    ),
+    "temperature of no kind": (
+        {"teacher_temperature": "1"},
+        TypeError,
+        "teacher_temperature must be a number, got str",
+    ),
+    "temperature that divides to infinity": (
+        {"student_temperature": 1e-320},
+        ValueError,
+        "student_temperature must be positive and finite, got 1e-320",
+    ),
+    "center shape": (
+        {"center": torch.ones(4)},
+        ValueError,
+        "center must have shape [3], one number for each class, got [4]",
+    ),
+    "center dtype": (
+        {"center": torch.ones(3, dtype=torch.int64)},
+        TypeError,
+        "center must be float16, bfloat16, float32 or float64, got torch.int64",
+    ),
+    "center of no kind": ({"center": 1.0}, TypeError, "center must be a torch.Tensor, got float"),
+    "center that learns": (
+        {"center": torch.ones(3, requires_grad=True)},
+        ValueError,
+        "center must not require grad (it is a constant: detach it), got requires_grad=True",
+    ),
+    "weight shape": (
+        {"weight": torch.ones(4, 1)},
+        ValueError,
+        "weight must have shape [4], one number for each row, got [4, 1]",
+    ),
+    "weight dtype": (
+        {"weight": torch.ones(4, dtype=torch.bool)},
+        TypeError,
+        "weight must be float16, bfloat16, float32 or float64, got torch.bool",
+    ),
+    "threshold": ({"threshold": 1.5}, ValueError, "threshold must be between 0 and 1, got 1.5"),
+    "threshold NaN": ({"threshold": float("nan")}, ValueError, "threshold must be between 0 and 1, got nan"),
+    "threshold of two": (
+        {"threshold": torch.ones(2)},
+        ValueError,
+        "threshold must be a number or hold one, got shape [2]",
+    ),
+    "threshold of integers": (
+        {"threshold": torch.ones((), dtype=torch.int64)},
+        TypeError,
+        "threshold must be float32 or float64, got torch.int64",
+    ),
+    "utilization without a threshold": (
+        {"return_utilization": True},
+        ValueError,
+        "threshold must be given where return_utilization is True, got None",
+    ),
+    "smoothing": (
+        {"label_smoothing": 1.0},
+        ValueError,
+        "label_smoothing must be at least 0 and below 1, got 1.0",
+    ),
+    "smoothing of no kind": (
+        {"label_smoothing": None},
+        TypeError,
+        "label_smoothing must be a number, got NoneType",
+    ),
+    "hard of no kind": ({"hard": 1}, TypeError, "hard must be a bool, got int"),
+    "hard labels that learn": (
+        {"hard": True, "two_sided": True},
+        ValueError,
+        "hard must be False where two_sided is True (labels have no gradient), got True",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OPTION)
+@pytest.mark.parametrize("name", SOFTMAX_LOSSES)
+def test_losses_refuse_options(name, case):
+    options, error, message = OPTION[case]
+    if name != "softmax_cross_entropy" and options.keys() & {"hard", "label_smoothing"}:
+        return  # no such option
+    with pytest.raises(error) as caught:
+        getattr(mtkernels, name)(L.clone().requires_grad_(), L, **options)
     assert str(caught.value) == f"{name}: {message}"
 
 

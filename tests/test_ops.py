@@ -7,7 +7,7 @@ import torch
 
 import mtkernels
 from mtkernels.backends import WITHOUT_CUDA, native, reference
-from mtkernels.testing import FLOATS, OPS, OTHERS, check, random_lists
+from mtkernels.testing import FLOATS, OPS, check, random_lists
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
@@ -36,8 +36,9 @@ TARGETS += [
 targets = pytest.mark.parametrize(("backend", "device"), TARGETS)
 dtypes = pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: str(dtype).removeprefix("torch."))
 ops = pytest.mark.parametrize("op", OPS.values(), ids=OPS)
-LOSSES = [op for name, op in OPS.items() if name not in ("ema_update", *OTHERS)]
+LOSSES = [op for op in OPS.values() if op.name.startswith("softmax_") or op.name == "logit_mse"]
 losses = pytest.mark.parametrize("op", LOSSES, ids=lambda op: op.name)
+INFINITE = ("softmax_kl", "softmax_cross_entropy", "logit_mse")  # where the student alone excludes a class
 
 
 def _needs_kernel(op, backend, device):
@@ -62,7 +63,7 @@ def test_op_equals_reference(op, shapes, dtype, backend, device):
     _needs_kernel(op, backend, device)
     large = max(torch.Size(shape).numel() for shape in shapes) > 100_000
     for options in op.options[:2] if large else op.options:
-        if op in LOSSES and _no_classes(shapes, options):
+        if op in (*LOSSES, OPS["mean_teacher_loss"]) and _no_classes(shapes, options):
             continue
         check(op, _backend(backend), lambda seed: op.make(shapes, dtype, device, seed), **options)
 
@@ -76,7 +77,10 @@ def test_mixed_dtypes(op, dtype, student_dtype, backend, device):
 
     def make(seed):
         first, second = op.make(
-            ((5, 100), (5, 7))[: 2 if op.name in ("ema_update", "multi_tensor_dot") else 1], dtype, device, seed
+            ((5, 100), (5, 7))[: 2 if op.name in ("ema_update", "multi_tensor_dot") else 1],
+            dtype,
+            device,
+            seed,
         )
         return first, [tensor.to(student_dtype) for tensor in second]
 
@@ -157,8 +161,8 @@ def test_complex_weights(dtype, backend, device):
 def test_equal_sides_give_exactly_zero(op, dtype, backend, device):
     for classes in (10, 100, 5000):
         (student,), _ = op.make(((7, classes),), dtype, device)
-        loss, gradient = op.call(_backend(backend), ([student], [student.clone()]))
-        assert loss == 0 and not gradient.any()
+        loss, *gradients = op.call(_backend(backend), ([student], [student.clone()]), gradients=3)
+        assert loss == 0 and not any(gradient.any() for gradient in gradients)
 
 
 @targets
@@ -188,9 +192,10 @@ def test_a_student_that_excludes_the_teachers_class(op, backend, device):
     (student,), (teacher,) = op.make(((3, 60),), torch.float32, device)
     student[0, 5], student[1, 7] = -torch.inf, torch.nan
     losses, gradient = op.call(_backend(backend), ([student], [teacher]), reduction="none")
-    assert losses[0].isinf() if op.name == "softmax_kl" else losses[0].isfinite()
-    assert losses[1].isnan() and gradient[1].isnan().all()
-    assert losses[2].isfinite() and gradient[[0, 2]].isfinite().all()
+    assert losses[0].isinf() if op.name in INFINITE else losses[0].isfinite()
+    assert losses[1].isnan() and gradient[1].isnan().any()
+    assert losses[2].isfinite() and gradient[2].isfinite().all()
+    assert op.name == "logit_mse" or (gradient[0].isfinite().all() and gradient[1].isnan().all())
 
 
 @targets
@@ -326,10 +331,16 @@ def test_one_launch_and_no_sync(backend):
         ((1000,),) * 300 + ((),) * 20 + ((512, 512, 3, 3),), torch.float32, "cuda"
     )
     (logits,), (targets,) = OPS["softmax_mse"].make(((64, 1000),), torch.float32, "cuda")
+    labels = torch.arange(64, device="cuda") - 1
     calls = {
         "ema_update": lambda: _backend(backend).ema_update(teacher, student, 0.99),
-        "softmax_mse": lambda: _backend(backend).softmax_mse(logits, targets, -1, "mean", True),
-        "softmax_kl": lambda: _backend(backend).softmax_kl(logits, targets, -1, "mean", True),
+        **{
+            op.name: lambda op=op: getattr(_backend(backend), op.name)(logits, targets, -1, "mean", 3)
+            for op in LOSSES
+        },
+        "mean_teacher_loss": lambda: _backend(backend).mean_teacher_loss(
+            logits, targets, labels, targets, with_gradient=True
+        ),
     }
     for name, call in calls.items():
         on_device = _launched(call)

@@ -38,7 +38,9 @@ def test_dot_is_summed_in_float64(dtype):
         first, second = random_lists(((4097,), (300, 7)), dtype, seed=seed)
         first, second = [*first, *(-t for t in first)], [*second, *(t * 1.5 for t in second)]
         exact = exact_dot(first, second)
-        yardstick = sum(torch.dot(a.double().flatten(), b.double().flatten()) for a, b in zip(first, second, strict=True))
+        yardstick = sum(
+            torch.dot(a.double().flatten(), b.double().flatten()) for a, b in zip(first, second, strict=True)
+        )
         ours = max(ours, abs(float(native.multi_tensor_dot(first, second)) - exact))
         theirs = max(theirs, abs(float(yardstick) - exact))
         rounding = max(rounding, abs(exact) * 2**-53)
@@ -171,7 +173,9 @@ def test_dot_registered(with_norms):
     with FakeTensorMode():
         fake = [torch.randn(3), torch.randn(2, 2)]
         assert mtkernels.multi_tensor_norm(fake).dtype == F64
-    gradient = torch.func.grad(lambda a: a.sum() * mtkernels.multi_tensor_dot([a], second[:1]).float())(first[0])
+    gradient = torch.func.grad(lambda a: a.sum() * mtkernels.multi_tensor_dot([a], second[:1]).float())(
+        first[0]
+    )
     torch.testing.assert_close(
         gradient, mtkernels.multi_tensor_dot(first[:1], second[:1]).float().expand_as(first[0])
     )
@@ -696,13 +700,13 @@ SHARPEN_ERRORS = {
     "no tensor": (([0.5], 0.5), TypeError, "probs must be a torch.Tensor, got list"),
     "dtype": ((ROW.long(), 0.5), TypeError, "probs must be float16, bfloat16, float32 or float64, got torch.int64"),
     "0-d": ((torch.ones(()), 0.5), ValueError, "probs must have a dim of classes, got a 0-d tensor"),
-    "zero": ((ROW, 0), ValueError, "temperature must be above 0 and finite, got 0.0"),
+    "zero": ((ROW, 0), ValueError, "temperature must be positive and finite, got 0.0"),
     "negative in a tensor": (
         (ROW, torch.tensor(-1.0)),
         ValueError,
-        "temperature must be above 0 and finite, got -1.0",
+        "temperature must be positive and finite, got -1.0",
     ),
-    "infinite": ((ROW, float("inf")), ValueError, "temperature must be above 0 and finite, got inf"),
+    "infinite": ((ROW, float("inf")), ValueError, "temperature must be positive and finite, got inf"),
     "a word": ((ROW, "cold"), TypeError, "temperature must be a number or a torch.Tensor, got str"),
     "several": ((ROW, torch.ones(2)), ValueError, "temperature must be a number or hold one, got shape [2]"),
     "integers": ((ROW, torch.ones(()).long()), TypeError, "temperature must be float32 or float64, got torch.int64"),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mtkernels import _C
+from mtkernels.backends.reference_losses import *  # noqa: F403
 from mtkernels.backends.reference_targets import *  # noqa: F403
 
 
@@ -245,50 +246,6 @@ def nonfinite_(found: Tensor, tensors) -> None:
             found.fill_(1)
 
 
-def softmax_mse(student, teacher, dim=-1, reduction="mean", with_gradient=False):
-    """Row loss (1/C) sum_c (p - q)^2; gradient (2/C) p ((p - q) - sum_k p_k (p_k - q_k))."""
-    _C.check_consistency("softmax_mse", student, teacher, dim, reduction)
-    a, b, masked = _logits(student, teacher, dim)
-    p, q = torch.softmax(a, dim), torch.softmax(b, dim)
-    losses = (p - q).square().mean(dim)
-    along = (p * (p - q)).sum(dim, keepdim=True)
-    dstudent = (2 / student.shape[dim]) * p * ((p - q) - along)
-    return _reduce(losses, dstudent, masked, student, dim, reduction, with_gradient)
-
-
-def softmax_kl(student, teacher, dim=-1, reduction="mean", with_gradient=False):
-    """Row loss sum_c q (log q - log p); gradient p - q."""
-    _C.check_consistency("softmax_kl", student, teacher, dim, reduction)
-    a, b, masked = _logits(student, teacher, dim)
-    log_p, log_q = torch.log_softmax(a, dim), torch.log_softmax(b, dim)
-    p, q = log_p.exp(), log_q.exp()
-    losses = torch.where(q == 0, 0, q * (log_q - log_p)).sum(dim)
-    return _reduce(losses, p - q, masked, student, dim, reduction, with_gradient)
-
-
 def scale_(data: Tensor, factor: Tensor) -> None:
     """data <- factor * data."""
     data.mul_(factor)
-
-
-def gradient_dtype(student: Tensor) -> torch.dtype:
-    """fp32 for fp16 logits: a gradient kept in fp16 would lose what a loss scale brings back later."""
-    return torch.float32 if student.dtype == torch.float16 else student.dtype
-
-
-def _logits(student: Tensor, teacher: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Both as accumulators, and which rows are -inf throughout on either side: those have loss 0 and gradient 0."""
-    wide = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
-    a, b = student.detach().to(wide), teacher.detach().to(wide)
-    masked = (a.amax(dim, keepdim=True) == -torch.inf) | (b.amax(dim, keepdim=True) == -torch.inf)
-    return a.masked_fill(masked, 0), b.masked_fill(masked, 0), masked
-
-
-def _reduce(losses, dstudent, masked, student, dim, reduction, with_gradient):
-    losses = losses.masked_fill(masked.squeeze(dim), 0)
-    rows = max(losses.numel(), 1)  # a mean over no rows is 0
-    scale = 1 / rows if reduction == "mean" else 1.0
-    loss = losses if reduction == "none" else losses.sum() * scale
-    if not with_gradient:
-        return loss, None
-    return loss, (dstudent.masked_fill(masked, 0) * scale).to(gradient_dtype(student))

@@ -92,7 +92,11 @@ def multi_tensor_cosine(first: Tensors, second: Tensors) -> Tensor:
 
 def _listed(tensors):
     """Generators, such as `model.parameters()`, as lists; what is no iterable is left to the refusal."""
-    return tensors if isinstance(tensors, Sequence | Tensor) or not hasattr(tensors, "__iter__") else list(tensors)
+    return (
+        tensors
+        if isinstance(tensors, Sequence | Tensor) or not hasattr(tensors, "__iter__")
+        else list(tensors)
+    )
 
 
 def _dot(first, second, with_norms: bool) -> Tensor:

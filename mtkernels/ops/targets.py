@@ -5,10 +5,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mtkernels._library import define, functorch_levels, must_dispatch
+from mtkernels._library import define, functorch_transforms, must_dispatch
 from mtkernels.backends import backend_for
 from mtkernels.backends.reference import gradient_dtype
-from mtkernels.ops.consistency import Reduction, _is_batched, _refuse_second_derivative, _scaled
+from mtkernels.ops import _loss
+from mtkernels.ops._consistency import Reduction
+from mtkernels.ops._loss import Computed, Eager
 
 Correction = Literal["bias", "renormalize", "none"]
 _OP = "temporal_ensemble_"
@@ -56,22 +58,25 @@ def temporal_ensemble_(
 
     Source: Laine and Aila, "Temporal ensembling for semi-supervised learning" (2017).
     """
-    _refuse_gradient(_OP, "ensemble", ensemble)
+    _refuse_gradient(_OP, ensemble=ensemble)
     arguments = ensemble, index, student, alpha, updates, correction, reduction
-    learns = torch.is_grad_enabled() and isinstance(student, Tensor) and _learns(student)
-    levels = functorch_levels()
-    if levels > 1:
-        raise NotImplementedError(f"{_OP}: torch.func transforms must not be nested, got {levels} levels")
-    if levels or any(map(must_dispatch, (ensemble, index, student))):
-        is_tensor = isinstance(updates, Tensor)
-        split = (None, updates) if is_tensor else (updates, None)
-        operands = ensemble, index, student, alpha, *split, correction, reduction
-        if levels:
+    learns = torch.is_grad_enabled() and isinstance(student, Tensor) and _loss.learns(student)
+    transformed = _loss.refuse_nesting(_OP)
+    if transformed or must_dispatch(ensemble, index, student):
+        counts = (None, updates) if isinstance(updates, Tensor) else (updates, None)
+        operands = ensemble, index, student, alpha, *counts, correction, reduction
+        if transformed:
             return _Recorded.apply(*operands, True)[0]
         return torch.ops.mtkernels.temporal_ensemble_(*operands, learns)[0]
-    if learns:
-        return _TemporalEnsemble.apply(*arguments)
-    return _run(*arguments, False)[0]
+    if not learns:
+        return _run(*arguments, False)[0]
+
+    def compute() -> Computed:
+        loss, dstudent = _run(*arguments, True)
+        return (loss,), (dstudent, None)
+
+    along = -1 if reduction == "none" else None
+    return Eager.apply(student, None, _OP, along, backend_for(student.device.type), compute)
 
 
 def sharpen(probs: Tensor, temperature: float | Tensor, *, dim: int = -1) -> Tensor:
@@ -98,24 +103,18 @@ def sharpen(probs: Tensor, temperature: float | Tensor, *, dim: int = -1) -> Ten
 
     Source: Berthelot et al., "MixMatch: a holistic approach to semi-supervised learning" (2019), eq. 7.
     """
-    _refuse_gradient("sharpen", "probs", probs)
-    if must_dispatch(probs) or functorch_levels():
+    _refuse_gradient("sharpen", probs=probs)
+    if must_dispatch(probs) or functorch_transforms():
         if isinstance(temperature, Tensor):
             return torch.ops.mtkernels.sharpen.tensor(probs, temperature, dim)
         return torch.ops.mtkernels.sharpen(probs, temperature, dim)
     return _sharpen(probs, temperature, dim)
 
 
-def _refuse_gradient(op: str, name: str, tensor: object) -> None:
-    if torch.is_grad_enabled() and isinstance(tensor, Tensor) and tensor.requires_grad:
-        raise ValueError(
-            f"{op}: {name} must not require grad (it is a constant: detach it), got requires_grad=True"
-        )
-
-
-def _learns(student: Tensor) -> bool:
-    """Also in forward mode, which the Function then refuses: its tangent would be lost."""
-    return student.requires_grad or torch.autograd.forward_ad._current_level >= 0
+def _refuse_gradient(op: str, **constants: object) -> None:
+    """Of constants; without grad mode nothing is lost."""
+    if torch.is_grad_enabled():
+        _loss.refuse_gradient(op, **constants)
 
 
 def _run(ensemble, index, student, alpha, updates, correction, reduction, with_gradient):
@@ -125,31 +124,6 @@ def _run(ensemble, index, student, alpha, updates, correction, reduction, with_g
     )
     torch.autograd.graph.increment_version(ensemble)
     return found
-
-
-class _TemporalEnsemble(torch.autograd.Function):
-    """The eager path: the gradient is there when the loss is."""
-
-    @staticmethod
-    def forward(ctx, ensemble, index, student, alpha, updates, correction, reduction):
-        loss, dstudent = _run(ensemble, index, student, alpha, updates, correction, reduction, True)
-        ctx.save_for_backward(dstudent)
-        ctx.dim = -1 if reduction == "none" else None
-        ctx.dtype = student.dtype
-        return loss
-
-    @staticmethod
-    def backward(ctx, dloss):
-        _refuse_second_derivative(_OP)
-        (dstudent,) = ctx.saved_tensors
-        kept = torch._C._autograd._get_current_graph_task_keep_graph()
-        if kept or ctx.dim is not None or _is_batched(dloss):
-            dstudent = _scaled(dstudent, dloss, ctx.dim)
-        else:
-            # Nobody can ask for it again: scaled in place, and not touched where dloss is 1.
-            backend_for(dstudent.device.type).scale_(dstudent, dloss)
-            torch.autograd.graph.increment_version(dstudent)
-        return None, None, dstudent.to(ctx.dtype), None, None, None, None
 
 
 class _Recorded(torch.autograd.Function):
@@ -173,11 +147,11 @@ class _Recorded(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dloss, _):
-        _refuse_second_derivative(_OP)
+        _loss.refuse_second_derivative(_OP)
         (dstudent,) = ctx.saved_tensors
         if not ctx.with_gradient:
             raise RuntimeError("backward needs with_gradient=True in the forward call of torch.ops.mtkernels")
-        gradient = _scaled(dstudent, dloss, ctx.dim).to(ctx.dtype)
+        gradient = _loss.scaled(dstudent, dloss, ctx.dim).to(ctx.dtype)
         return None, None, gradient, None, None, None, None, None, None
 
 

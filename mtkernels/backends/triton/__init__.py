@@ -11,24 +11,34 @@ except ModuleNotFoundError as error:
     ) from None
 
 from mtkernels.backends.triton.ema_update import ema_update, ema_update_plan
+from mtkernels.backends.triton.logit_mse import logit_mse
+from mtkernels.backends.triton.mean_teacher_loss import mean_teacher_loss
 from mtkernels.backends.triton.multi_tensor_dot import multi_tensor_dot
 from mtkernels.backends.triton.nonfinite import nonfinite_
 from mtkernels.backends.triton.scale import scale_
 from mtkernels.backends.triton.sharpen import sharpen
+from mtkernels.backends.triton.softmax_cross_entropy import softmax_cross_entropy
+from mtkernels.backends.triton.softmax_js import softmax_js
 from mtkernels.backends.triton.softmax_kl import softmax_kl
 from mtkernels.backends.triton.softmax_mse import softmax_mse
+from mtkernels.backends.triton.softmax_reverse_kl import softmax_reverse_kl
 from mtkernels.backends.triton.swap import swap_
 from mtkernels.backends.triton.temporal_ensemble import temporal_ensemble_
 
 __all__ = [
     "ema_update",
     "ema_update_plan",
+    "logit_mse",
+    "mean_teacher_loss",
     "multi_tensor_dot",
     "nonfinite_",
     "scale_",
     "sharpen",
+    "softmax_cross_entropy",
+    "softmax_js",
     "softmax_kl",
     "softmax_mse",
+    "softmax_reverse_kl",
     "swap_",
     "temporal_ensemble_",
 ]

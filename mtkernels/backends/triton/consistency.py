@@ -1,203 +1,49 @@
 """The losses between a student's and a teacher's logits: one kernel for all of them, and its launch.
 
-Of csrc/consistency.h, in its letters: p = softmax(a), q = softmax(b), ea = exp(a - ma) with ma = max a, za = sum ea.
-A row that is -inf throughout on either side has loss 0 and gradient 0. A program walks tiles of [ROWS, BLOCK] logits:
-rows that fit a block are read once, longer ones two or three times. Row losses are added up in fp64.
+Of csrc/consistency.h, in its letters. A program walks tiles of [ROWS, BLOCK] logits: rows that fit a block are read
+once, longer ones two or three times (logit_mse: once). What is None is not in the kernel. Row losses add up in fp64.
 """
 
 import functools
 
+import numpy
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from mtkernels import _C
+from mtkernels._options import LossOptions
 from mtkernels.backends.reference import gradient_dtype
+from mtkernels.backends.triton.consistency_tile import logit_tile, tile_in_blocks, tile_in_one_block
+from mtkernels.backends.triton.decay import parts
 from mtkernels.backends.triton.launch import FP_FUSION, on_device, ticket_of
-from mtkernels.backends.triton.layout import layout
+from mtkernels.backends.triton.layout import first_of_row, layout
+from mtkernels.backends.triton.partials import PARTIALS, add_up, comes_last, leave, new_partials
+from mtkernels.backends.triton.row_math import divide, given, number
 
-_PARTIALS = 1024  # added up at a time
-
-
-@triton.jit
-def _divide(x, y):
-    """Rounded to nearest, so that x / x is 1: Triton's own fp32 division may be off by 2 units in the last place."""
-    if x.dtype == tl.float64:
-        return x / y
-    else:
-        return tl.div_rn(x, y)
-
-
-@triton.jit
-def _sum(x):
-    return tl.sum(x, axis=1, keep_dims=True)
-
-
-@triton.jit
-def _max(x):
-    return tl.max(x, axis=1, keep_dims=True)
-
-
-@triton.jit
-def _finite(maximum):
-    return tl.where(maximum == -float("inf"), 0.0, maximum)
-
-
-@triton.jit
-def _logits(pointers, columns, stride, classes, in_row, wide: tl.constexpr):
-    mask = in_row & (columns < classes)
-    return tl.load(pointers + columns.to(tl.int64) * stride, mask=mask, other=-float("inf")).to(wide)
-
-
-@triton.jit
-def _weights(za, zb):
-    """Which rows are masked; p - q = (ea * ratio - eb) * inverse_zb, 0 for equal sides even where it is contracted."""
-    masked = (za == 0) | (zb == 0)
-    za = tl.where(masked, 1.0, za)
-    zb = tl.where(masked, 1.0, zb)
-    return masked, za, zb, _divide(zb, za), _divide(tl.full(zb.shape, 1.0, zb.dtype), zb)
-
-
-@triton.jit
-def _sums(LOSS: tl.constexpr, x, y, ea, eb, d):
-    """softmax_mse: of (p - q)^2 and of ea (p - q). softmax_kl: of eb (y - x), twice. x = a - ma, y = b - mb."""
-    if LOSS == "softmax_mse":
-        return _sum(d * d), _sum(ea * d)
-    else:
-        # 0 log 0 = 0, while a class that is masked at the student alone makes the loss infinite.
-        cross = _sum(tl.where(eb == 0, 0.0, eb * (y - x)))
-        return cross, cross
-
-
-@triton.jit
-def _row_loss(LOSS: tl.constexpr, first, za, zb, inverse_classes):
-    if LOSS == "softmax_mse":
-        return first * inverse_classes
-    else:
-        return _divide(first, zb) + tl.log(_divide(za, zb))
-
-
-@triton.jit
-def _gradient(LOSS: tl.constexpr, ea, d, along, za, scale, inverse_classes):
-    if LOSS == "softmax_mse":
-        factor = _divide(2 * scale * inverse_classes + tl.zeros_like(za), za)
-        return factor * ea * (d - _divide(along, za))
-    else:
-        return scale * d
-
-
-@triton.jit
-def _store(pointers, columns, stride, classes, in_row, masked, gradient):
-    gradient = tl.where(masked, 0.0, gradient).to(pointers.dtype.element_ty)
-    tl.store(pointers + columns.to(tl.int64) * stride, gradient, mask=in_row & (columns < classes))
-
-
-@triton.jit
-def _tile_in_one_block(
-    LOSS: tl.constexpr, GRADIENT: tl.constexpr, BLOCK: tl.constexpr,
-    students, teachers, gradients, stride_a, stride_b, stride_d, classes, in_row, scale, inverse_classes,
-):  # fmt: skip
-    wide: tl.constexpr = scale.dtype
-    columns = tl.arange(0, BLOCK)[None, :]
-    a = _logits(students, columns, stride_a, classes, in_row, wide)
-    b = _logits(teachers, columns, stride_b, classes, in_row, wide)
-    x = a - _finite(_max(a))
-    y = b - _finite(_max(b))
-    ea = tl.exp(x)
-    eb = tl.exp(y)
-    masked, za, zb, ratio, inverse_zb = _weights(_sum(ea), _sum(eb))
-    d = (ea * ratio - eb) * inverse_zb
-    first, along = _sums(LOSS, x, y, ea, eb, d)
-    if GRADIENT:
-        gradient = _gradient(LOSS, ea, d, along, za, scale, inverse_classes)
-        _store(gradients, columns, stride_d, classes, in_row, masked, gradient)
-    return tl.where(masked, 0.0, _row_loss(LOSS, first, za, zb, inverse_classes))
-
-
-@triton.jit
-def _tile_in_blocks(
-    LOSS: tl.constexpr, GRADIENT: tl.constexpr, BLOCK: tl.constexpr,
-    students, teachers, gradients, stride_a, stride_b, stride_d, classes, in_row, scale, inverse_classes,
-):  # fmt: skip
-    wide: tl.constexpr = scale.dtype
-    zero = tl.zeros(students.shape, wide)
-    ma = zero - float("inf")
-    mb = zero - float("inf")
-    za = zero
-    zb = zero
-    for start in range(0, classes, BLOCK):
-        columns = start + tl.arange(0, BLOCK)[None, :]
-        a = _logits(students, columns, stride_a, classes, in_row, wide)
-        b = _logits(teachers, columns, stride_b, classes, in_row, wide)
-        higher_a = tl.maximum(ma, _max(a))
-        higher_b = tl.maximum(mb, _max(b))
-        za = za * tl.exp(ma - _finite(higher_a)) + _sum(tl.exp(a - _finite(higher_a)))
-        zb = zb * tl.exp(mb - _finite(higher_b)) + _sum(tl.exp(b - _finite(higher_b)))
-        ma = higher_a
-        mb = higher_b
-    ma = _finite(ma)
-    mb = _finite(mb)
-    masked, za, zb, ratio, inverse_zb = _weights(za, zb)
-    first = zero
-    along = zero
-    for start in range(0, classes, BLOCK):
-        columns = start + tl.arange(0, BLOCK)[None, :]
-        x = _logits(students, columns, stride_a, classes, in_row, wide) - ma
-        y = _logits(teachers, columns, stride_b, classes, in_row, wide) - mb
-        ea = tl.exp(x)
-        eb = tl.exp(y)
-        d = (ea * ratio - eb) * inverse_zb
-        block_first, block_along = _sums(LOSS, x, y, ea, eb, d)
-        first += block_first
-        along += block_along
-        if GRADIENT and LOSS == "softmax_kl":
-            gradient = _gradient(LOSS, ea, d, along, za, scale, inverse_classes)
-            _store(gradients, columns, stride_d, classes, in_row, masked, gradient)
-    if GRADIENT and LOSS == "softmax_mse":
-        for start in range(0, classes, BLOCK):
-            columns = start + tl.arange(0, BLOCK)[None, :]
-            ea = tl.exp(_logits(students, columns, stride_a, classes, in_row, wide) - ma)
-            eb = tl.exp(_logits(teachers, columns, stride_b, classes, in_row, wide) - mb)
-            d = (ea * ratio - eb) * inverse_zb
-            gradient = _gradient(LOSS, ea, d, along, za, scale, inverse_classes)
-            _store(gradients, columns, stride_d, classes, in_row, masked, gradient)
-    return tl.where(masked, 0.0, _row_loss(LOSS, first, za, zb, inverse_classes))
-
-
-@triton.jit
-def _add_up(losses, divisor, loss, partials, ticket, PARTIALS: tl.constexpr):
-    """The program that comes last adds all up in their order, and leaves the ticket at 0 for the next launch."""
-    programs = tl.num_programs(0)
-    tl.store(partials + tl.program_id(0), tl.sum(losses))
-    tl.debug_barrier()
-    if tl.atomic_add(ticket, 1, sem="acq_rel", scope="gpu") == programs - 1:
-        total = tl.zeros([PARTIALS], losses.dtype)
-        for start in range(0, programs, PARTIALS):
-            at = start + tl.arange(0, PARTIALS)
-            # From the L2, where the other programs' stores are.
-            total += tl.load(partials + at, mask=at < programs, other=0.0, cache_modifier=".cg")
-        tl.store(loss, _divide(tl.sum(total), divisor).to(loss.dtype.element_ty))
-        tl.store(ticket, 0)
-
-
-@triton.jit
-def _first_of_row(pointer, outer, row, sizes, strides, UNIT: tl.constexpr):
-    """Pointers to class 0 of rows of the innermost row dim, at an index over the three outer ones."""
-    offset = outer // sizes[1] // sizes[0] * strides[1]
-    offset += outer // sizes[1] % sizes[0] * strides[2]
-    offset += outer % sizes[1] * strides[3]
-    return pointer + (offset + row * strides[4]) * UNIT
+_NO_OPTIONS = LossOptions()
+_NO_STRIDES = (0, 0, 0, 0, 0)
 
 
 @triton.jit(do_not_specialize=["rows", "tiles", "inner_tiles"])
 def _consistency_kernel(
     student,
     teacher,
-    dstudent,  # None where nobody needs it
+    dstudent,
+    dteacher,
     loss,  # [rows], or one element
-    partials,  # [programs], and with it a ticket: one int32 that is 0. None where REDUCTION is "none"
+    utilization,  # one element
+    partials,  # [2, programs]: losses, rows that count; and with it a ticket: one int32 that is 0
     ticket,
+    center,  # [classes]
+    center_stride,
+    weight,  # of the rows
+    student_scale,  # 1 / temperature, in parts
+    teacher_scale,
+    threshold,  # in parts; or one number, which is read
+    threshold_at,
+    smoothing,  # in parts
     rows,
     tiles,  # for the rest see Layout
     inner,
@@ -207,7 +53,11 @@ def _consistency_kernel(
     student_strides,
     teacher_strides,
     dstudent_strides,
+    dteacher_strides,
+    weight_strides,
     LOSS: tl.constexpr,
+    GRADIENTS: tl.constexpr,
+    HARD: tl.constexpr,
     REDUCTION: tl.constexpr,
     UNIT: tl.constexpr,  # a power of two: strides that are not told apart as multiples of 16 may still be of 8
     ROWS: tl.constexpr,
@@ -215,65 +65,151 @@ def _consistency_kernel(
     ONE_BLOCK: tl.constexpr,
     PARTIALS: tl.constexpr,
 ):
-    one = tl.full([1, 1], 1.0, loss.dtype.element_ty)
+    wide: tl.constexpr = loss.dtype.element_ty
+    one = tl.full([1, 1], 1.0, wide)
     count = classes * UNIT
-    inverse_classes = _divide(one, one * count)
-    scale = one
-    if REDUCTION == "mean":
-        scale = _divide(one, one * rows)
-    GRADIENT: tl.constexpr = dstudent is not None
-    losses = tl.zeros([ROWS, 1], one.dtype if REDUCTION == "none" else partials.dtype.element_ty)
+    inverse_classes = divide(one, one * count)
+    scale = divide(one, one * rows) if REDUCTION == "mean" else one
+    scales = (
+        scale if student_scale is None else scale * number(student_scale, wide),
+        scale if teacher_scale is None else scale * number(teacher_scale, wide),
+    )
+    least = given(threshold, threshold_at, wide)
+    smooth = given(smoothing, None, wide)
+    sums: tl.constexpr = wide if partials is None else partials.dtype.element_ty
+    losses = tl.zeros([ROWS, 1], sums)
+    counted = tl.zeros([ROWS, 1], tl.int32)
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         outer = (tile // inner_tiles).to(tl.int64)
         row = (tile % inner_tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-        students = _first_of_row(student, outer, row, sizes, student_strides, UNIT)
-        teachers = _first_of_row(teacher, outer, row, sizes, teacher_strides, UNIT)
-        gradients = students
-        if GRADIENT:
-            gradients = _first_of_row(dstudent, outer, row, sizes, dstudent_strides, UNIT)
-        run: tl.constexpr = _tile_in_one_block if ONE_BLOCK else _tile_in_blocks
-        tile_losses = run(
-            LOSS, GRADIENT, BLOCK, students, teachers, gradients,
-            student_strides[0], teacher_strides[0], dstudent_strides[0], count, row < inner, scale, inverse_classes,
-        )  # fmt: skip
-        if REDUCTION == "none":
-            tl.store(loss + outer * inner + row, tile_losses, mask=row < inner)
+        in_row = row < inner
+        students = first_of_row(student, outer, row, sizes, student_strides, UNIT)
+        teachers = first_of_row(teacher, outer, row, sizes, teacher_strides, UNIT)
+        dstudents = students
+        dteachers = teachers
+        if GRADIENTS & 1:
+            dstudents = first_of_row(dstudent, outer, row, sizes, dstudent_strides, UNIT)
+        if GRADIENTS & 2:
+            dteachers = first_of_row(dteacher, outer, row, sizes, dteacher_strides, UNIT)
+        factor = tl.full([ROWS, 1], 1.0, wide)
+        if weight is not None:
+            weights = first_of_row(weight, outer, row, sizes, weight_strides, 1)
+            factor = tl.load(weights, mask=in_row, other=0.0).to(wide)
+        at = (students, teachers, dstudents, dteachers)
+        along = (student_strides[0], teacher_strides[0], dstudent_strides[0], dteacher_strides[0])
+        if LOSS == "logit_mse":
+            tile_losses, kept = logit_tile(
+                GRADIENTS, BLOCK, at, along, count, in_row, factor, scales, inverse_classes
+            )
         else:
-            losses += tile_losses.to(losses.dtype)
-    if REDUCTION != "none":
-        divisor = tl.full([], 1, losses.dtype) * (rows if REDUCTION == "mean" else 1)
-        _add_up(losses, divisor, loss, partials, ticket, PARTIALS)
+            walk: tl.constexpr = tile_in_one_block if ONE_BLOCK else tile_in_blocks
+            tile_losses, kept = walk(
+                LOSS, GRADIENTS, HARD, BLOCK,
+                at, along, count, in_row, center, center_stride, student_scale, teacher_scale,
+                factor, least, smooth, scales, inverse_classes,
+            )  # fmt: skip
+        if REDUCTION == "none":
+            tl.store(loss + outer * inner + row, tile_losses, mask=in_row)
+        else:
+            losses += tile_losses.to(sums)
+        counted += kept.to(tl.int32)
+    if partials is not None:
+        leave(partials, 0, tl.sum(losses))
+        if utilization is not None:
+            leave(partials, 1, tl.sum(counted))
+        if comes_last(ticket):
+            all_rows = tl.full([], 1, sums) * rows
+            if REDUCTION == "mean":
+                tl.store(loss, divide(add_up(partials, 0, PARTIALS), all_rows).to(wide))
+            elif REDUCTION == "sum":
+                tl.store(loss, add_up(partials, 0, PARTIALS).to(wide))
+            if utilization is not None:
+                tl.store(utilization, divide(add_up(partials, 1, PARTIALS), all_rows).to(wide))
 
 
-def consistency(op: str, student: Tensor, teacher: Tensor, dim: int, reduction: str, with_gradient: bool):
-    """(loss, dstudent or None), in the loss's accumulator and in gradient_dtype(student)."""
-    _C.check_consistency(op, student, teacher, dim, reduction)
+def consistency(
+    op: str,
+    student: Tensor,
+    teacher: Tensor,
+    dim: int,
+    reduction: str,
+    gradients: int,
+    options: LossOptions | None,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """(loss, dstudent, dteacher, utilization): the loss in its accumulator, gradients in their gradient_dtype."""
+    _C.check_consistency(op, student, teacher, dim, reduction, options)
+    options = options or _NO_OPTIONS
     wide = torch.float64 if torch.float64 in (student.dtype, teacher.dtype) else torch.float32
-    dstudent = torch.empty_like(student, dtype=gradient_dtype(student)) if with_gradient else None
-    operands = (student, teacher) if dstudent is None else (student, teacher, dstudent)
+    dstudent = torch.empty_like(student, dtype=gradient_dtype(student)) if gradients & 1 else None
+    dteacher = torch.empty_like(teacher, dtype=gradient_dtype(teacher)) if gradients & 2 else None
+    operands = [tensor for tensor in (student, teacher, dstudent, dteacher) if tensor is not None]
+    center, weight = options.center, options.weight
+    # Two gradients, or the logarithms of each class, take as many registers again.
+    halvings = (wide == torch.float64) + (gradients == 3 or op == "softmax_js")
     strides = tuple(tensor.stride() for tensor in operands)
-    at = layout(op, tuple(student.shape), dim, strides, wide == torch.float64)
-    if reduction == "none":
-        shape = list(student.shape)
-        del shape[dim]
-        loss, partials, ticket = student.new_empty(shape, dtype=wide), None, None
-        if at.rows == 0:
-            return loss, dstudent
-    else:
-        loss = student.new_empty((), dtype=wide)
-        sums = torch.float64 if _has_fp64(student.device) else wide
-        partials, ticket = student.new_empty(at.programs, dtype=sums), ticket_of(student.device)
+    row_strides = () if weight is None else (weight.stride(),)
+    at = layout(op, tuple(student.shape), dim, strides, row_strides, halvings)
+    loss = student.new_empty(_loss_shape(student, dim) if reduction == "none" else (), dtype=wide)
+    utilization = None if options.threshold is None else student.new_empty((), dtype=wide)
+    partials, ticket = None, None
+    if reduction != "none" or utilization is not None:
+        partials = new_partials(2, at.programs, wide, student.device)
+        ticket = ticket_of(student.device)
+    elif at.rows == 0:
+        return loss, dstudent, dteacher, None
     with on_device(student.device):
         _consistency_kernel[(at.programs,)](
-            student, teacher, dstudent, loss, partials, ticket,
+            student, teacher, dstudent, dteacher, loss, utilization, partials, ticket,
+            center, 1 if center is None else center.stride(0), weight,
+            inverse_parts(options.student_temperature), inverse_parts(options.teacher_temperature),
+            *number_or_pointer(options.threshold, student.device),
+            parts(options.label_smoothing) if options.label_smoothing else None,
             max(at.rows, 1), at.tiles, at.inner, at.inner_tiles, at.classes, at.sizes,
-            at.strides[0], at.strides[1], at.strides[-1],
-            LOSS=op, REDUCTION=reduction, UNIT=at.unit, ROWS=at.tile_rows, BLOCK=at.block, ONE_BLOCK=at.one_block,
-            PARTIALS=_PARTIALS, num_warps=at.num_warps, enable_fp_fusion=FP_FUSION,
+            at.strides[0], at.strides[1], at.strides[min(2, len(strides) - 1)], at.strides[-1],
+            at.row_strides[0] if at.row_strides else _NO_STRIDES,
+            LOSS=op, GRADIENTS=gradients, HARD=options.hard, REDUCTION=reduction, UNIT=at.unit,
+            ROWS=at.tile_rows, BLOCK=at.block, ONE_BLOCK=at.one_block, PARTIALS=PARTIALS,
+            num_warps=at.num_warps, enable_fp_fusion=FP_FUSION,
         )  # fmt: skip
-    return loss, dstudent
+    return loss, dstudent, dteacher, utilization
 
 
-@functools.cache
-def _has_fp64(device: torch.device) -> bool:
-    return device.type != "xpu" or torch.xpu.get_device_properties(device).has_fp64
+def loss_of(op: str):
+    def loss(
+        student: Tensor,
+        teacher: Tensor,
+        dim: int = -1,
+        reduction: str = "mean",
+        gradients: int = 0,
+        options: LossOptions | None = None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        return consistency(op, student, teacher, dim, reduction, gradients, options)
+
+    loss.__name__ = loss.__qualname__ = op
+    return loss
+
+
+def _loss_shape(student: Tensor, dim: int) -> list[int]:
+    shape = list(student.shape)
+    del shape[dim]
+    return shape
+
+
+@functools.lru_cache(maxsize=1024)
+def inverse_parts(temperature: float) -> tuple[float, float, float] | None:
+    """1 / temperature in parts, of which the first two are above 0: -inf stays -inf times either. None for 1."""
+    if temperature == 1:
+        return None
+    exact = min(max(1 / temperature, 2.0**-100), 2.0**100)
+    high = numpy.float32(exact)
+    if high >= exact:
+        high = numpy.nextafter(high, numpy.float32(0))
+    low = numpy.float32(exact - float(high))
+    return float(high), float(low), exact - float(high) - float(low)
+
+
+def number_or_pointer(value: float | Tensor | None, device: torch.device):
+    """(number in parts or None, tensor or None): a tensor on the device is read there, when the kernel runs."""
+    if isinstance(value, Tensor) and value.device == device:
+        return None, value
+    return None if value is None else parts(float(value)), None

@@ -33,7 +33,9 @@ def _row(
     at = tl.arange(0, BLOCK)
     whole = count // BLOCK * BLOCK
     for start in range(0, whole, BLOCK):
-        sums = _step(first + start + at, second + start + at, None, sums, NORMS)  # without a mask: 16 bytes wide
+        sums = _step(
+            first + start + at, second + start + at, None, sums, NORMS
+        )  # without a mask: 16 bytes wide
     return _step(first + whole + at, second + whole + at, whole + at < count, sums, NORMS)
 
 

@@ -8,10 +8,10 @@ import triton.language as tl
 from torch import Tensor
 
 from mtkernels import _C
-from mtkernels.backends.triton.consistency import _divide, _first_of_row, _max, _sum
 from mtkernels.backends.triton.decay import joined_parts, parts
 from mtkernels.backends.triton.launch import FP_FUSION, on_device
-from mtkernels.backends.triton.layout import layout
+from mtkernels.backends.triton.layout import first_of_row, layout
+from mtkernels.backends.triton.row_math import divide, row_max, row_sum
 
 # 1 / T is kept among fp32's normal numbers: 0^0 and 1^inf do not come up.
 _LEAST, _MOST = tl.constexpr(1.1754944e-38), tl.constexpr(3.4028235e38)
@@ -26,7 +26,7 @@ def _load(pointers, columns, stride, classes, in_row, wide: tl.constexpr):
 @triton.jit
 def _powers(p, largest, exponent):
     """(p / largest)^exponent; NaN of a negative number."""
-    ratio = _divide(p, tl.broadcast_to(tl.where(largest == 0, 1.0, largest), p.shape))
+    ratio = divide(p, tl.broadcast_to(tl.where(largest == 0, 1.0, largest), p.shape))
     if p.dtype == tl.float32:  # log takes a subnormal number for 0
         subnormal = ratio < 1.1754944e-38
         log = tl.log(tl.where(subnormal, ratio * 16777216.0, ratio))
@@ -39,7 +39,7 @@ def _powers(p, largest, exponent):
 
 @triton.jit
 def _store(pointers, columns, stride, classes, in_row, powers, total):
-    sharpened = _divide(powers, tl.broadcast_to(tl.where(total == 0, 1.0, total), powers.shape))
+    sharpened = divide(powers, tl.broadcast_to(tl.where(total == 0, 1.0, total), powers.shape))
     mask = in_row & (columns < classes)
     tl.store(pointers + columns.to(tl.int64) * stride, sharpened.to(pointers.dtype.element_ty), mask=mask)
 
@@ -66,32 +66,32 @@ def _sharpen_kernel(
     wide: tl.constexpr = tl.float64 if DOUBLES else tl.float32
     one = tl.full([1, 1], 1.0, wide)
     T = tl.load(temperature).to(wide) if LIVE else joined_parts(temperature).to(wide)
-    exponent = tl.minimum(tl.maximum(_divide(one, one * T), _LEAST), _MOST)
+    exponent = tl.minimum(tl.maximum(divide(one, one * T), _LEAST), _MOST)
     count = classes * UNIT
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         outer = (tile // inner_tiles).to(tl.int64)
         row = (tile % inner_tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
         in_row = row < inner
-        source = _first_of_row(probs, outer, row, sizes, strides, UNIT)
-        to = _first_of_row(sharpened, outer, row, sizes, sharpened_strides, UNIT)
+        source = first_of_row(probs, outer, row, sizes, strides, UNIT)
+        to = first_of_row(sharpened, outer, row, sizes, sharpened_strides, UNIT)
         if ONE_BLOCK:
             columns = tl.arange(0, BLOCK)[None, :]
             p = _load(source, columns, strides[0], count, in_row, wide)
             p = tl.where(columns < count, p, -float("inf"))
-            largest = _max(p)
+            largest = row_max(p)
             powers = tl.where(columns < count, _powers(p, largest, exponent), 0.0)
-            _store(to, columns, sharpened_strides[0], count, in_row, powers, _sum(powers))
+            _store(to, columns, sharpened_strides[0], count, in_row, powers, row_sum(powers))
         else:
             largest = tl.zeros([ROWS, 1], wide) - float("inf")
             for start in range(0, count, BLOCK):
                 columns = start + tl.arange(0, BLOCK)[None, :]
                 p = _load(source, columns, strides[0], count, in_row, wide)
-                largest = tl.maximum(largest, _max(tl.where(columns < count, p, -float("inf"))))
+                largest = tl.maximum(largest, row_max(tl.where(columns < count, p, -float("inf"))))
             total = tl.zeros([ROWS, 1], wide)
             for start in range(0, count, BLOCK):
                 columns = start + tl.arange(0, BLOCK)[None, :]
                 p = _load(source, columns, strides[0], count, in_row, wide)
-                total += _sum(tl.where(columns < count, _powers(p, largest, exponent), 0.0))
+                total += row_sum(tl.where(columns < count, _powers(p, largest, exponent), 0.0))
             for start in range(0, count, BLOCK):
                 columns = start + tl.arange(0, BLOCK)[None, :]
                 p = _load(source, columns, strides[0], count, in_row, wide)
@@ -106,7 +106,8 @@ def sharpen(probs: Tensor, temperature: float | Tensor, dim: int = -1) -> Tensor
         return sharpened
     live = isinstance(temperature, Tensor) and temperature.device == probs.device
     doubles = probs.dtype == torch.float64
-    at = layout("sharpen", tuple(probs.shape), dim, (probs.stride(), sharpened.stride()), doubles, "probs")
+    strides = probs.stride(), sharpened.stride()
+    at = layout("sharpen", tuple(probs.shape), dim, strides, halvings=int(doubles), argument="probs")
     with on_device(probs.device):
         _sharpen_kernel[(at.programs,)](
             probs, sharpened, temperature if live else parts(_clamped(float(temperature))),

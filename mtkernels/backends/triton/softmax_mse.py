@@ -1,11 +1,5 @@
-"""softmax_mse: row loss = (1/C) sum_c (p_c - q_c)^2, gradient = (2/C) p_c ((p_c - q_c) - sum_k p_k (p_k - q_k))."""
+"""softmax_mse: row loss = (1/C) sum_c (p_c - q_c)^2."""
 
-from torch import Tensor
+from mtkernels.backends.triton.consistency import loss_of
 
-from mtkernels.backends.triton.consistency import consistency
-
-
-def softmax_mse(
-    student: Tensor, teacher: Tensor, dim: int = -1, reduction: str = "mean", with_gradient: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    return consistency("softmax_mse", student, teacher, dim, reduction, with_gradient)
+softmax_mse = loss_of("softmax_mse")

@@ -1,0 +1,229 @@
+"""What the losses' options mean, said once more in torch's own words; modules, vmap, autocast, sizes past 2^31."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import mtkernels
+from mtkernels.backends import native
+
+SOFTMAX = ("softmax_mse", "softmax_kl", "softmax_reverse_kl", "softmax_js", "softmax_cross_entropy")
+softmax = pytest.mark.parametrize("name", SOFTMAX)
+family = pytest.mark.parametrize("name", (*SOFTMAX, "logit_mse"))
+
+
+def logits(*shape, dtype=torch.float64):
+    torch.manual_seed(0)
+    return 2 * torch.randn(shape, dtype=dtype), 2 * torch.randn(shape, dtype=dtype)
+
+
+def call(name, *args, **options):
+    return getattr(mtkernels, name)(*args, **options)
+
+
+@softmax
+def test_temperatures_and_center_are_what_they_are_on_the_logits(name):
+    student, teacher = logits(7, 12)
+    center = torch.randn(12)
+    expected = call(name, student / 0.5, (teacher - center) / 2.0)
+    loss = call(name, student, teacher, student_temperature=0.5, teacher_temperature=2.0, center=center)
+    torch.testing.assert_close(loss, expected)
+
+
+@softmax
+def test_sharpening_is_a_teachers_temperature(name):
+    student, teacher = logits(7, 12)
+    sharp = teacher.softmax(-1) ** 4
+    sharp = (sharp / sharp.sum(-1, keepdim=True)).log()
+    torch.testing.assert_close(
+        call(name, student, teacher, teacher_temperature=0.25), call(name, student, sharp)
+    )
+
+
+@family
+@pytest.mark.parametrize("classes", [5, 100])
+def test_weights_count_rows(name, classes):
+    student, teacher = logits(3, 4, classes)
+    rows = call(name, student, teacher, reduction="none")
+    weight = torch.rand(3, 4)
+    weight[1, 2] = 0
+    torch.testing.assert_close(call(name, student, teacher, weight=weight), (weight * rows).mean())
+    torch.testing.assert_close(
+        call(name, student, teacher, weight=weight, reduction="sum"), (weight * rows).sum()
+    )
+    student[1, 2], teacher[1, 2] = torch.nan, torch.inf  # weight 0: whatever it holds
+    student.requires_grad_()
+    loss = call(name, student, teacher, weight=weight)
+    (gradient,) = torch.autograd.grad(loss, student)
+    assert loss.isfinite() and gradient.isfinite().all() and not gradient[1, 2].any()
+
+
+@softmax
+@pytest.mark.parametrize("live", [False, True])
+def test_threshold_leaves_out_uncertain_rows_and_tells_how_many_it_keeps(name, live):
+    student, teacher = logits(64, 10)
+    student.requires_grad_()
+    confidence = (teacher / 0.7).softmax(-1).amax(-1)
+    kept = confidence >= 0.6
+    assert 10 < kept.sum() < 54
+    options = {"teacher_temperature": 0.7, "threshold": torch.tensor(0.6) if live else 0.6}
+    loss, utilization = call(name, student, teacher, return_utilization=True, **options)
+    rows = call(name, student, teacher, teacher_temperature=0.7, reduction="none")
+    torch.testing.assert_close(loss, (rows * kept).mean())
+    assert utilization == kept.double().mean()
+    (gradient,) = torch.autograd.grad(loss, student)
+    assert torch.equal(gradient.any(-1), kept)
+    assert torch.equal(call(name, student, teacher, **options), loss)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("classes", [10, 100])
+def test_hard_labels_and_smoothing_equal_torchs_cross_entropy(smoothing, classes):
+    student, teacher = logits(33, classes)
+    student.requires_grad_()
+    expected = F.cross_entropy(student, teacher.argmax(-1), label_smoothing=smoothing)
+    loss = mtkernels.softmax_cross_entropy(student, teacher, hard=True, label_smoothing=smoothing)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(torch.autograd.grad(loss, student), torch.autograd.grad(expected, student))
+    soft = F.cross_entropy(student, teacher.softmax(-1), label_smoothing=smoothing)
+    torch.testing.assert_close(
+        mtkernels.softmax_cross_entropy(student, teacher, label_smoothing=smoothing), soft
+    )
+
+
+def test_the_first_of_equal_classes_is_the_hard_label():
+    student = torch.randn(3, 40)
+    loss = mtkernels.softmax_cross_entropy(student, torch.zeros(3, 40), hard=True, reduction="none")
+    torch.testing.assert_close(
+        loss, F.cross_entropy(student, torch.zeros(3, dtype=torch.long), reduction="none")
+    )
+
+
+@family
+@pytest.mark.parametrize("dim", [1, -1])
+def test_gradcheck_of_both_sides(name, dim):
+    student, teacher = (side.requires_grad_() for side in logits(3, 4, 5))
+    options = {"weight": torch.rand((3, 5) if dim == 1 else (3, 4)), "dim": dim}
+    if name in SOFTMAX:
+        options |= {"student_temperature": 0.7, "teacher_temperature": 1.5}
+        options["center"] = torch.randn(4 if dim == 1 else 5)
+    if name == "softmax_cross_entropy":
+        options["label_smoothing"] = 0.2
+    for reduction in ("mean", "none"):
+
+        def loss(a, b, reduction=reduction):
+            return call(name, a, b, two_sided=True, reduction=reduction, **options)
+
+        assert torch.autograd.gradcheck(loss, (student, teacher))
+
+
+@family
+def test_two_sided_with_one_side_that_learns(name):
+    student, teacher = logits(6, 9)
+    for first, second in ((True, False), (False, True)):
+        sides = student.clone().requires_grad_(first), teacher.clone().requires_grad_(second)
+        call(name, *sides, two_sided=True).backward()
+        assert (sides[0].grad is not None) == first and (sides[1].grad is not None) == second
+    assert call(name, student, teacher, two_sided=True).grad_fn is None
+
+
+@family
+def test_shifted_logits_change_nothing(name):
+    if name == "logit_mse":
+        return
+    student, teacher = logits(5, 30, dtype=torch.float32)
+    shifted = call(name, student.double() + 100, teacher.double() - 50)
+    torch.testing.assert_close(shifted, call(name, student.double(), teacher.double()))
+
+
+@family
+def test_vmap(name):
+    student, teacher = logits(4, 6, 7)
+    weight = torch.rand(6)
+
+    def one(a, b):
+        return call(name, a, b, weight=weight)
+
+    expected = torch.stack([one(a, b) for a, b in zip(student, teacher, strict=True)])
+    torch.testing.assert_close(torch.vmap(one)(student, teacher), expected)
+    torch.testing.assert_close(
+        torch.vmap(one, in_dims=(1, None))(student.movedim(0, 1), teacher[0]),
+        torch.stack([one(a, teacher[0]) for a in student]),
+    )
+    gradients = torch.vmap(torch.func.grad(one))(student, teacher)
+    torch.testing.assert_close(
+        gradients, torch.stack([torch.func.grad(one)(a, b) for a, b in zip(student, teacher, strict=True)])
+    )
+
+
+@family
+def test_autocast_keeps_the_precision_of_the_accumulator(name):
+    """Half logits come out of an autocast network: the loss is taken in float32, with no cast of them."""
+    student, teacher = (side.bfloat16() for side in logits(6, 9))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = call(name, student.requires_grad_(), teacher)
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, call(name, student, teacher))
+
+
+@family
+def test_modules_say_what_they_hold(name):
+    module = {
+        "softmax_mse": mtkernels.nn.SoftmaxMSE,
+        "softmax_kl": mtkernels.nn.SoftmaxKL,
+        "softmax_reverse_kl": mtkernels.nn.SoftmaxReverseKL,
+        "softmax_js": mtkernels.nn.SoftmaxJS,
+        "softmax_cross_entropy": mtkernels.nn.SoftmaxCrossEntropy,
+        "logit_mse": mtkernels.nn.LogitMSE,
+    }[name](dim=1, reduction="sum")
+    student, teacher = logits(4, 5)
+    weight = torch.rand(4)
+    assert torch.equal(
+        module(student, teacher, weight=weight),
+        call(name, student, teacher, dim=1, reduction="sum", weight=weight),
+    )
+    assert repr(nn.Sequential(module)).splitlines()[1].endswith("(dim=1, reduction='sum')")
+    with pytest.raises(TypeError, match=r"temperatur must be one of dim, reduction.*, got another option"):
+        type(module)(temperatur=2.0)
+
+
+def test_a_module_takes_its_center_along():
+    module = mtkernels.nn.SoftmaxKL(center=torch.ones(5))
+    assert module.double().center.dtype == torch.float64
+    assert "center=tensor[5]" in repr(module)
+
+
+def test_the_peak_of_memory_is_the_gradient():
+    """Nothing of the logits' size is allocated but the gradient that is returned."""
+    student, teacher = logits(64, 4096, dtype=torch.float32)
+    student.requires_grad_()
+    for name in SOFTMAX:
+        with torch.profiler.profile(
+            profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]
+        ) as profile:
+            call(name, student, teacher).backward()
+        allocated = sum(max(event.self_cpu_memory_usage, 0) for event in profile.key_averages())
+        assert allocated < 1.1 * student.nbytes, name
+
+
+def test_rows_past_two_to_the_31_elements():
+    """Memory that is never touched costs nothing: two rows, more than 2^31 elements apart."""
+    torch.use_deterministic_algorithms(False)
+    apart = (1 << 31) + 100
+    storage = torch.empty(apart + 64, dtype=torch.bfloat16)
+    far = storage.as_strided((2, 40), (apart, 1))
+    near, teacher = (side.bfloat16() for side in logits(2, 40))
+    far.copy_(near)
+    for name in (*SOFTMAX, "logit_mse"):
+        loss, gradient, *_ = getattr(native, name)(far, teacher, -1, "none", 1)
+        expected, close, *_ = getattr(native, name)(near, teacher, -1, "none", 1)
+        assert torch.equal(loss, expected) and torch.equal(gradient, close)
+
+
+def test_more_than_two_to_the_31_elements():
+    """Expanded rows: one in memory, 70,000 times."""
+    student, teacher = logits(1, 32768, dtype=torch.bfloat16)
+    rows = 70_000
+    loss = native.logit_mse(student.expand(rows, -1), teacher.expand(rows, -1), -1, "mean", 0)[0]
+    torch.testing.assert_close(loss, native.logit_mse(student, teacher, -1, "mean", 0)[0])
