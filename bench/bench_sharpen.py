@@ -1,6 +1,6 @@
-"""sharpen: the target of MixMatch from probabilities.
+"""sharpen: probabilities made more certain.
 
-Sizes: testing.OPS; peers: targets.py.
+Sizes: testing.OPS; peers: peers.py.
 """
 
 OP = "sharpen"

@@ -1,6 +1,6 @@
-"""temporal_ensemble_: loss, gradient and the update of the ensemble, from raw logits.
+"""temporal_ensemble_: loss, gradient and the ensemble's update.
 
-Sizes: testing.OPS; peers: targets.py.
+Sizes: testing.OPS; peers: peers.py.
 """
 
 OP = "temporal_ensemble_"

@@ -23,9 +23,8 @@ POOL = 1_000_003  # random numbers that fill a module: prime, so that no two ten
 # Of the largest output. Losses sum up to 4 M terms: torch's own are off by up to 300 roundings at 64 x 65536.
 LOSSES = [name for name in OPS if name.startswith("softmax_") or name in ("logit_mse", "mean_teacher_loss")]
 ROUNDINGS = dict.fromkeys(LOSSES, 512)
+OTHERS = ("multi_tensor_dot", "temporal_ensemble_", "sharpen")
 EMA_ROUNDINGS = 8
-# Ops on lists of two sides as they are, and what they move: each logit or its kind so many times.
-TARGETS = {"temporal_ensemble_": 4, "sharpen": 2}  # logits, gradient, the ensemble's rows in and out; probs in and out
 
 
 @dataclass
@@ -92,7 +91,9 @@ class Case:
             *teachers, student = self._modules() if self.shared else deepcopy(self._modules())
             return Workload(_flat(teachers), tensors_of(student), self.copied, teachers, student)
         first, second = ([tensor.clone() for tensor in tensors] for tensors in self.inputs)
-        return Workload(second, [tensor.requires_grad_() for tensor in first], dim=self.dim)
+        return Workload(
+            second, [tensor.requires_grad_(self.op != "sharpen") for tensor in first], dim=self.dim
+        )
 
     @property
     def dim(self) -> int:
@@ -103,10 +104,10 @@ class Case:
         """The op on lists, as the tests call it."""
         if self.op in ROUNDINGS:
             return OPS[self.op].call(backend, inputs, dim=self.dim)
-        if self.op == "multi_tensor_dot":
-            return OPS[self.op].call(backend, inputs, with_norms=True)
-        if self.op in TARGETS:
-            return OPS[self.op].call(backend, inputs)
+        if self.op in OTHERS:
+            return OPS[self.op].call(
+                backend, inputs, **({"with_norms": True} if self.op == "multi_tensor_dot" else {})
+            )
         return OPS["ema_update"].call(backend, inputs, decay=decays(self.averages), copied=copied)
 
     def truths(self) -> tuple[list[Tensor], list[Tensor]]:
@@ -135,10 +136,10 @@ class Case:
             if self.op == "mean_teacher_loss":
                 return 5 * first[0].nbytes  # two heads, the teacher's one, two gradients
             return (4 if self.op == "logit_mse" else 3) * first[0].nbytes  # both logits, and the gradients
-        if self.op == "multi_tensor_dot":
-            return sum(tensor.nbytes for tensor in (*first, *second))
-        if self.op in TARGETS:
-            return TARGETS[self.op] * first[0].nbytes
+        if self.op in OTHERS:  # of temporal_ensemble_ and sharpen what they write is as much again
+            return (1 if self.op == "multi_tensor_dot" else 2) * sum(
+                tensor.nbytes for tensor in (*first, *second)
+            )
         unread = sum(tensor.nbytes for tensor in first[len(first) - self.copied :])
         return 2 * sum(tensor.nbytes for tensor in first) + sum(tensor.nbytes for tensor in second) - unread
 
@@ -186,7 +187,7 @@ def decays(averages: int) -> float | list[float]:
 
 
 def cases(op: str, device: str, large: bool = False) -> list[Case]:
-    if op in (*ROUNDINGS, *TARGETS, "multi_tensor_dot"):
+    if op in (*ROUNDINGS, *OTHERS):
         return [Case(op, name, device, shapes) for name, shapes in OPS[op].bench.items()]
     found = []
     for name, shapes in OPS[op].bench.items():

@@ -178,41 +178,6 @@ def _timm_model_ema():
     return model_ema
 
 
-def _dot(work: Workload) -> Candidate:
-    return _sums(lambda: mtkernels.multi_tensor_dot(work.students, work.teachers, with_norms=True))
-
-
-def _dot_loop(work: Workload) -> Candidate:
-    """In float32, as training loops have it."""
-    pairs = [(a.detach().view(-1), b.view(-1)) for a, b in zip(work.students, work.teachers, strict=True)]
-
-    def step():
-        dot = sum(torch.dot(a, b) for a, b in pairs)
-        return (
-            dot,
-            sum(torch.dot(a, a) for a, _ in pairs).sqrt(),
-            sum(torch.dot(b, b) for _, b in pairs).sqrt(),
-        )
-
-    return _sums(step)
-
-
-def _dot_foreach(work: Workload) -> Candidate:
-    first, second = [tensor.detach() for tensor in work.students], work.teachers
-
-    def step():
-        dot = torch.stack([product.sum() for product in torch._foreach_mul(first, second)]).sum()
-        norms = (torch.stack(torch._foreach_norm(tensors)).norm() for tensors in (first, second))
-        return dot, *norms
-
-    return _sums(step)
-
-
-def _sums(step: Callable[[], tuple[Tensor, ...]]) -> Candidate:
-    """Of sums whose terms cancel float32 leaves few digits: the dot product is ours to test, not theirs to meet."""
-    return Candidate(step, lambda: [None], "dot product and both norms")
-
-
 def eager_mse(student: Tensor, teacher: Tensor, dim: int) -> Tensor:
     return F.mse_loss(F.softmax(student, dim), F.softmax(teacher, dim))
 
@@ -346,7 +311,6 @@ PEERS: dict[str, dict[str, Factory]] = {
         "torch.compile": _compiled(objective.eager, objective.step_of),
     },
 }
-PEERS["multi_tensor_dot"] = {"torch.dot loop": _dot_loop, "torch _foreach": _dot_foreach}
 PEERS |= targets.PEERS
 PEERS["softmax_kl"]["Liger"] = _cuda_only(_loss(_liger_kl, "log_softmax and softmax by torch"))
 PEERS["softmax_js"]["Liger"] = _cuda_only(_loss(_liger_js, "log_softmax by torch"))
@@ -364,7 +328,6 @@ OURS: dict[str, dict[str, Factory]] = {
     },
     **{op: _ours(_loss(ours(op)), partial(_loss_backend, op)) for op in LOSSES if op != "mean_teacher_loss"},
     "mean_teacher_loss": {"mtkernels": objective.step_of(objective.fused)},
-    "multi_tensor_dot": {"mtkernels": _dot},
     **targets.OURS,
 }
 

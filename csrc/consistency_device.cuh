@@ -1,39 +1,45 @@
-// What a thread of a loss's kernel is made of: the arithmetic of a row, loads and stores of any dtype, and
-// the group of threads that shares a row. The words are those of consistency_cpu.h.
+// What a thread of a loss's kernel is made of: arithmetic, and loads and stores of any dtype.
 #pragma once
 #include <algorithm>
+#include <cmath>
+#include <limits>
 
 #include "consistency.h"
-#include "reduce.cuh"
+#include "group.cuh"
 
 namespace mtk {
 
-constexpr int kMaxThreads = 512;
-constexpr int kMaxWarps = kMaxThreads / kWarp;
-constexpr int kAnyDtype = -1;
 constexpr int64_t kMaxClasses = int64_t{1}
                                 << 30;  // offsets within a row in classes are int; in memory, int64
 
-// What a kernel is compiled for. kDtype_: that of both sides, or kAnyDtype, looked up at run time. N_:
-// classes of a pack.
-template <class Acc_, int kDtype_, int N_>
+// What a kernel is compiled for. kWidth_: bytes of a logit on all sides, or 0: looked up at run time. N_:
+// classes of a pack. kOptions_: center, row weights, threshold, labels, a gradient for the teacher.
+template <class Acc_, int kWidth_, int N_, bool kOptions_>
 struct Format {
   using Acc = Acc_;
-  static constexpr int kDtype = kDtype_, N = N_;
+  static constexpr int kWidth = kWidth_, N = N_;
+  static constexpr bool kOptions = kOptions_;
   // Packs of each side that are loaded before the first is used, and blocks that fit a multiprocessor's
   // registers: as many as the compiler grants without spills.
-  static constexpr int kBatch = sizeof(Acc) == 8 ? 2 / N : N == 8 ? 1 : N == 4 ? 2 : 4;
-  static constexpr int kBlocksPerSm = sizeof(Acc) == 8 || (kDtype == kAnyDtype && N > 1) ? 1 : 2;
+  static constexpr int kBatch = sizeof(Acc) == 8 ? 2 / N : N == 1 ? 4 : 2;
+  static constexpr int kBlocksPerSm = sizeof(Acc) == 8 || (kWidth == 0 && N > 1) ? 2 : 3;
   static constexpr int kPiece =
       std::min<int>(N, 16 / sizeof(Acc));  // classes of a pack that move together in the cache
+
+  // What is known of an operand's dtype, at compile time where it can be.
+  __device__ static Dtype dtype_of(const Operand& operand) {
+    if (kWidth == 4) return Dtype::f32;
+    if (kWidth == 2) return operand.dtype == Dtype::f16 ? Dtype::f16 : Dtype::bf16;
+    return operand.dtype;
+  }
 };
 
 // ---- arithmetic
 
-__device__ inline float exponential(float x) { return expf(x); }
-__device__ inline double exponential(double x) { return exp(x); }
 __device__ inline float logarithm(float x) { return logf(x); }
-__device__ inline double logarithm(double x) { return log(x); }
+__device__ __noinline__ inline double logarithm(double x) { return log(x); }
+__device__ inline float logarithm_1p(float x) { return log1pf(x); }
+__device__ __noinline__ inline double logarithm_1p(double x) { return log1p(x); }
 
 template <class Acc>
 __device__ inline Acc minus_infinity() {
@@ -51,54 +57,30 @@ __device__ inline Acc larger(Acc m, Acc x) {
   return x > m ? x : m;
 }
 
-// Of one row: sums of exp(a - max a) and of exp(b - max b); cross = sum of exp(b - max b) * ((b - max b) - (a
-// - max a)).
+// (log2 e) * scale in two parts: exponentials of one row would all share the rounding of one. Both parts are
+// positive, so that -inf stays -inf.
 template <class Acc>
-struct RowSums {
-  Acc za, zb, cross;
-
-  __device__ bool masked() const { return za == 0 || zb == 0; }  // -inf throughout; NaN is not masked
-  __device__ Acc inverse_za() const { return masked() ? Acc(0) : 1 / za; }
+struct Multiplier {
+  Acc high, low;
 };
 
-// p - q = (ea * (zb / za) - eb) / zb: exactly 0 for equal sides.
+__device__ inline float exponential(float x, const Multiplier<float>& m) {
+  return exp2f(fmaf(x, m.high, x * m.low));
+}
+// Called, not inlined: dozens of copies would be most of the time that a compiler takes.
+__device__ __noinline__ inline double exponential_f64(double x) { return exp(x); }
+__device__ inline double exponential(double x, const Multiplier<double>& m) {
+  return exponential_f64(x * m.high);
+}
+
 template <class Acc>
-struct Weights {
-  Acc ratio, inverse_zb;  // both 0 for a masked row
-
-  __device__ explicit Weights(const RowSums<Acc>& sums)
-      : ratio(sums.masked() ? Acc(0) : sums.zb / sums.za), inverse_zb(sums.masked() ? Acc(0) : 1 / sums.zb) {}
-  __device__ Acc difference(Acc ea, Acc eb) const {
-    return inverse_zb == 0 ? Acc(0) : (ea * ratio - eb) * inverse_zb;  // 0 also where the other side is NaN
-  }
-};
-
-// A row's sums as they grow, relative to the maxima seen so far.
-template <class Acc, bool kCross>
-struct RunningSums {
-  Acc max_a = minus_infinity<Acc>(), max_b = minus_infinity<Acc>();
-  Acc za = 0, zb = 0, cross = 0;
-
-  // Replaces the logits by exponentials.
-  __device__ void add(Acc& a, Acc& b) {
-    const Acc x = a - finite_max(max_a), y = b - finite_max(max_b);
-    a = exponential(x), b = exponential(y);
-    za += a, zb += b;
-    if (kCross) cross += b != 0 ? b * (y - x) : Acc(0);
-  }
-
-  __device__ void recenter(Acc next_a, Acc next_b) {
-    if (next_a == max_a && next_b == max_b) return;
-    const Acc to_a = finite_max(next_a), to_b = finite_max(next_b);
-    const Acc scale_b = exponential(max_b - to_b);
-    if (kCross) {
-      const Acc shift = (to_a - to_b) - (finite_max(max_a) - finite_max(max_b));
-      cross = scale_b != 0 ? scale_b * (cross + zb * shift) : Acc(0);  // cross may be infinite
-    }
-    za *= exponential(max_a - to_a), zb *= scale_b;
-    max_a = next_a, max_b = next_b;
-  }
-};
+Multiplier<Acc> multiplier_of(double scale) {
+  if constexpr (sizeof(Acc) == 8) return {scale, 0};
+  const double exact = scale * 1.4426950408889634;
+  float high = static_cast<float>(exact);
+  if (high >= exact) high = std::nextafter(high, 0.0f);
+  return {high, std::max(static_cast<float>(exact - high), std::numeric_limits<float>::min())};
+}
 
 // ---- memory
 
@@ -122,8 +104,7 @@ __device__ inline void load_bits(const void* data, int64_t at, Raw<Acc, N>& raw)
 
 template <class F, class Acc, int N>
 __device__ inline void load(const Operand& operand, int64_t at, Raw<Acc, N>& raw) {
-  const Dtype dtype = F::kDtype == kAnyDtype ? operand.dtype : static_cast<Dtype>(F::kDtype);
-  const int64_t size = size_of(dtype);
+  const int64_t size = F::kWidth ? F::kWidth : size_of(operand.dtype);
   if (size == 2) return load_bits<uint16_t>(operand.data, at, raw);
   if (size == 4) return load_bits<uint32_t>(operand.data, at, raw);
   if constexpr (sizeof(Acc) == 8) load_bits<uint64_t>(operand.data, at, raw);
@@ -145,7 +126,7 @@ __device__ inline void widen_as(const Raw<Acc, N>& raw, Acc (&x)[N]) {
 
 template <class F, class Acc, int N>
 __device__ inline void widen_pack(const Operand& operand, const Raw<Acc, N>& raw, Acc (&x)[N]) {
-  switch (F::kDtype == kAnyDtype ? operand.dtype : static_cast<Dtype>(F::kDtype)) {
+  switch (F::dtype_of(operand)) {
     case Dtype::f32:
       return widen_as<float>(raw, x);
     case Dtype::f16:
@@ -172,8 +153,7 @@ __device__ inline void store_as(void* data, int64_t at, const Acc (&x)[N]) {
 
 template <class F, class Acc, int N>
 __device__ inline void store_gradient(const Operand& operand, int64_t at, const Acc (&x)[N]) {
-  constexpr Dtype kFixed = static_cast<Dtype>(F::kDtype);
-  switch (F::kDtype == kAnyDtype ? operand.dtype : kFixed == Dtype::f16 ? Dtype::f32 : kFixed) {
+  switch (F::kWidth == 4 ? Dtype::f32 : operand.dtype) {
     case Dtype::f32:
       return store_as<float>(operand.data, at, x);
     case Dtype::f16:
@@ -185,50 +165,20 @@ __device__ inline void store_gradient(const Operand& operand, int64_t at, const 
   }
 }
 
-// The threads of a row. All of them, and all groups of a block, take part in every reduction; all get the
-// same bits.
+// One element of any dtype.
 template <class Acc>
-class Group {
- public:
-  const int size, rank;
-
-  __device__ explicit Group(int size) : size(size), rank(static_cast<int>(threadIdx.x) & (size - 1)) {}
-
-  template <int K>
-  __device__ void sum(Acc (&x)[K]) {
-    reduce(x, [](Acc a, Acc b) { return a + b; });
+__device__ inline Acc element(const Operand& operand, int64_t at) {
+  switch (operand.dtype) {
+    case Dtype::f32:
+      return widened<Acc>(static_cast<const float*>(operand.data)[at]);
+    case Dtype::f16:
+      return widened<Acc>(static_cast<const half_bits*>(operand.data)[at]);
+    case Dtype::bf16:
+      return widened<Acc>(static_cast<const bfloat16_bits*>(operand.data)[at]);
+    case Dtype::f64:
+      break;
   }
-  template <int K>
-  __device__ void max(Acc (&x)[K]) {
-    reduce(x, [](Acc a, Acc b) { return larger(a, b); });
-  }
-
- private:
-  // Successive reductions over a block alternate between two sets of slots: who writes a set has passed the
-  // barrier that follows the reads of its last use.
-  int parity_ = 0;
-
-  template <int K, class F>
-  __device__ void reduce(Acc (&x)[K], F f) {
-    for (int lanes = (size < kWarp ? size : kWarp) / 2; lanes > 0; lanes /= 2) {
-#pragma unroll
-      for (int k = 0; k < K; ++k) x[k] = f(x[k], __shfl_xor_sync(kAllLanes, x[k], lanes));
-    }
-    if (size <= kWarp) return;
-    static_assert(2 * kMaxWarps * K * sizeof(Acc) <= kSharedHeader, "both sets fit before the cache");
-    Acc* slots = reinterpret_cast<Acc*>(shared_bytes() + parity_ * (kSharedHeader / 2));
-    parity_ ^= 1;
-    if (rank % kWarp == 0) {
-#pragma unroll
-      for (int k = 0; k < K; ++k) slots[rank / kWarp * K + k] = x[k];
-    }
-    __syncthreads();
-#pragma unroll
-    for (int k = 0; k < K; ++k) {
-      x[k] = slots[k];
-      for (int warp = 1; warp < size / kWarp; ++warp) x[k] = f(x[k], slots[warp * K + k]);
-    }
-  }
-};
+  return static_cast<Acc>(static_cast<const double*>(operand.data)[at]);
+}
 
 }  // namespace mtk

@@ -40,6 +40,7 @@ struct DeviceLimits {
   int sms;               // multiprocessors
   int shared_per_block;  // bytes, after opting in
   int shared_per_sm;
+  int major;  // compute capability
 };
 
 inline DeviceLimits device_limits(int device, const char* op) {
@@ -54,6 +55,7 @@ inline DeviceLimits device_limits(int device, const char* op) {
         op);
   check(cudaDeviceGetAttribute(&limits.shared_per_sm, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device),
         op);
+  check(cudaDeviceGetAttribute(&limits.major, cudaDevAttrComputeCapabilityMajor, device), op);
   return known[device] = limits;
 }
 
@@ -62,21 +64,44 @@ struct LaunchShape {
   int threads;
   int64_t shared;  // bytes
   void* stream;
+  int cluster = 1;  // blocks that share their shared memory; the blocks are a multiple of it
 };
 
+// Raises a kernel's limits to what a launch needs; they hold for the current device.
 template <class... Params>
-void launch(const char* op, void (*kernel)(Params...), const LaunchShape& shape, const Params&... args) {
-  constexpr int64_t kDefaultShared = 48 * 1024;  // more has to be asked for, on each device
+void allow(const char* op, void (*kernel)(Params...), const LaunchShape& shape) {
+  constexpr int64_t kDefaultShared = 48 * 1024;
+  constexpr int kPortableCluster = 8;
   if (shape.shared > kDefaultShared) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(shape.shared)),
           op);
   }
+  if (shape.cluster > kPortableCluster)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), op);
+}
+
+// `cluster` lives as long as what is returned.
+inline cudaLaunchConfig_t launch_config(const LaunchShape& shape, cudaLaunchAttribute& cluster) {
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(shape.blocks));
   config.blockDim = dim3(static_cast<unsigned>(shape.threads));
   config.dynamicSmemBytes = static_cast<size_t>(shape.shared);
   config.stream = static_cast<cudaStream_t>(shape.stream);
+  if (shape.cluster == 1) return config;
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = static_cast<unsigned>(shape.cluster);
+  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  return config;
+}
+
+template <class... Params>
+void launch(const char* op, void (*kernel)(Params...), const LaunchShape& shape, const Params&... args) {
+  allow(op, kernel, shape);
+  cudaLaunchAttribute cluster{};
+  const cudaLaunchConfig_t config = launch_config(shape, cluster);
   check(cudaLaunchKernelEx(&config, kernel, args...), op);
 }
 
@@ -119,24 +144,27 @@ inline void* new_device_memory(const void* from, size_t bytes, const char* op) {
 }
 
 constexpr int kMaxPartials = 4096;  // blocks of a launch that reduces
+constexpr int kMaxSums = 8;         // that it reduces at once
 
-// What a reduction within one launch needs: a sum per block, and the count of blocks that have written
-// theirs. The last block sets the count back to 0, so that the next launch finds it so.
+// What a reduction within one launch needs: sums per block, and the count of blocks that have written theirs.
+// The last block sets the count back to 0, so that the next launch finds it so.
 struct Scratch {
-  double* partials;  // [kMaxPartials]
+  double* partials;  // [blocks][sums]
+  double* kept;      // one number that a launch leaves for the next
   unsigned* ticket;
 };
 
-inline Scratch new_scratch(const char* op) {
-  void* memory = new_device_memory(nullptr, kMaxPartials * sizeof(double) + sizeof(unsigned), op);
-  double* partials = static_cast<double*>(memory);
-  return {partials, reinterpret_cast<unsigned*>(partials + kMaxPartials)};
+inline Scratch new_scratch(int64_t blocks, const char* op) {
+  const size_t count = static_cast<size_t>(blocks) * kMaxSums;
+  double* const partials = static_cast<double*>(new_device_memory(nullptr, (count + 2) * sizeof(double), op));
+  return {partials, partials + count, reinterpret_cast<unsigned*>(partials + count + 1)};
 }
 
 // One for each stream, kept for the life of the process: launches of a stream do not overlap. A captured
-// launch gets its own, because its graph may be replayed on another stream, beside other work of this one.
-inline Scratch scratch_of(int device, void* stream, const char* op) {
-  if (is_capturing(stream, op)) return new_scratch(op);
+// launch gets its own, of the size it needs, because its graph may be replayed on another stream, beside
+// other work of this one.
+inline Scratch scratch_of(int device, void* stream, int64_t blocks, const char* op) {
+  if (is_capturing(stream, op)) return new_scratch(blocks, op);
   static std::mutex mutex;
   static std::map<std::pair<int, unsigned long long>, Scratch> known;
   unsigned long long id = 0;  // not the handle: cudaStreamPerThread is another stream on each thread
@@ -144,7 +172,7 @@ inline Scratch scratch_of(int device, void* stream, const char* op) {
   const std::lock_guard<std::mutex> lock(mutex);
   const auto found = known.find({device, id});
   if (found != known.end()) return found->second;
-  return known[{device, id}] = new_scratch(op);
+  return known[{device, id}] = new_scratch(kMaxPartials, op);
 }
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

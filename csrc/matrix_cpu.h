@@ -1,5 +1,5 @@
-// Rows on their way between memory of any dtype and the CPU's accumulators: one row, or a tile of them side by side with
-// (class c, lane) at c * width + lane.
+// Rows on their way between memory of any dtype and the CPU's accumulators: one row, or a tile of them side
+// by side with (class c, lane) at c * width + lane.
 #pragma once
 #include <cmath>
 #include <type_traits>
@@ -76,13 +76,15 @@ MTK_CPU_CLONES static void maxima(const Acc* rows, int64_t classes, Acc* to) {
     for (int lane = 0; lane < L; ++lane) max[lane] = rows[lane];
     for (int64_t i = L; i < classes * L; i += L) {
 #pragma omp simd
-      for (int lane = 0; lane < L; ++lane) max[lane] = rows[i + lane] > max[lane] ? rows[i + lane] : max[lane];
+      for (int lane = 0; lane < L; ++lane)
+        max[lane] = rows[i + lane] > max[lane] ? rows[i + lane] : max[lane];
     }
     for (int lane = 0; lane < L; ++lane) to[lane] = max[lane];
   }
 }
 
-// A factor in two parts: its rounding would be the same for a whole row, and not average out over the classes.
+// A factor in two parts: its rounding would be the same for a whole row, and not average out over the
+// classes.
 template <class Acc, int L>
 struct Factor {
   Acc high[L], low[L];
@@ -90,7 +92,9 @@ struct Factor {
   // 1 / divisor, or 0.
   void set_inverse(int lane, double divisor) {
     high[lane] = static_cast<Acc>(divisor == 0 ? 0 : 1 / divisor);
-    low[lane] = divisor == 0 ? 0 : static_cast<Acc>(std::fma(-static_cast<double>(high[lane]), divisor, 1.0) / divisor);
+    low[lane] = divisor == 0
+                    ? 0
+                    : static_cast<Acc>(std::fma(-static_cast<double>(high[lane]), divisor, 1.0) / divisor);
   }
   MTK_INLINE Acc times(Acc x, int lane) const { return x * high[lane] + x * low[lane]; }
 };
@@ -111,7 +115,8 @@ struct Compensated {
 template <class Acc>
 using Careful = std::conditional_t<sizeof(Acc) == 4, double, Compensated>;
 
-// step.at(i, lane, first, second) for all classes of L rows; what it adds to first and second goes to each lane's sums.
+// step.at(i, lane, first, second) for all classes of L rows; what it adds to first and second goes to each
+// lane's sums.
 template <int L, class Acc, class Sum, class Step>
 MTK_CPU_CLONES static void sweep(const Step& shared, int64_t classes, double (*sums)[2]) {
   const Step step = shared;

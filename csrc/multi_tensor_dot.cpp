@@ -1,5 +1,5 @@
-// multi_tensor_dot on the CPU: the table is cut into pieces of one size, which threads share; their sums are added up
-// in order.
+// multi_tensor_dot on the CPU: the table is cut into pieces of one size, which threads share; their sums are
+// added up in order.
 #include "multi_tensor_dot.h"
 
 #include <algorithm>
@@ -69,9 +69,11 @@ MTK_CPU_CLONES Sums sum_piece(const Table& table, int64_t index) {
   const uint64_t address = table.targets(index)->dst;
   Lanes<kNorms> lanes;
   if (row.code == row_code(kAverage, Dtype::f32, Dtype::f32)) {
-    add_run(reinterpret_cast<const float*>(address), reinterpret_cast<const float*>(row.src), row.count, lanes);
+    add_run(reinterpret_cast<const float*>(address), reinterpret_cast<const float*>(row.src), row.count,
+            lanes);
   } else if (row.code == row_code(kAverage, Dtype::f64, Dtype::f64)) {
-    add_run(reinterpret_cast<const double*>(address), reinterpret_cast<const double*>(row.src), row.count, lanes);
+    add_run(reinterpret_cast<const double*>(address), reinterpret_cast<const double*>(row.src), row.count,
+            lanes);
   } else {
     alignas(64) double first[kBlock], second[kBlock];
     for (int64_t start = 0; start < row.count; start += kBlock) {

@@ -1,6 +1,7 @@
-// multi_tensor_dot: dot = sum over all pairs of tensors, and over their elements, of first * second, in one launch.
-// With norms, from the same read: first_norm = sqrt(sum first^2), second_norm = sqrt(sum second^2).
-// Products and sums are fp64, whatever the tensors' dtypes; the sums are taken in one order, for any number of threads.
+// multi_tensor_dot: dot = sum over all pairs of tensors, and over their elements, of first * second, in one
+// launch. With norms, from the same read: first_norm = sqrt(sum first^2), second_norm = sqrt(sum second^2).
+// Products and sums are fp64, whatever the tensors' dtypes; the sums are taken in one order, for any number
+// of threads.
 #pragma once
 #include "kernel.h"
 #include "plan.h"

@@ -311,7 +311,8 @@ Pairs read_factors(const char* op, const py::tuple& first, const py::tuple& seco
   pairs.plan.words.reserve(first.size() * 6);
   for (Py_ssize_t i = 0; i < static_cast<Py_ssize_t>(first.size()); ++i) {
     const Argument argument{op, "second", i};
-    const std::optional<TensorView> a = read_factor({op, "first", i}, PyTuple_GET_ITEM(first.ptr(), i), pairs),
+    const std::optional<TensorView> a = read_factor({op, "first", i}, PyTuple_GET_ITEM(first.ptr(), i),
+                                                    pairs),
                                     b = read_factor(argument, PyTuple_GET_ITEM(second.ptr(), i), pairs);
     if (a && b) add_factors(argument, *a, *b, pairs.plan);
   }

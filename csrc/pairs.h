@@ -34,8 +34,8 @@ Pairs read_pairs(const PairLists& lists);
 // Students alone, as a plan whose targets are null.
 Pairs read_students(const char* op, const py::tuple& students);
 
-// Pairs that are only read, as averages: `first` the targets, `second` the sources. A pair with None on either side
-// is passed over.
+// Pairs that are only read, as averages: `first` the targets, `second` the sources. A pair with None on
+// either side is passed over.
 Pairs read_factors(const char* op, const py::tuple& first, const py::tuple& second);
 
 }  // namespace mtk

@@ -42,4 +42,25 @@ __device__ inline bool is_last_block(unsigned* ticket) {
   return result;
 }
 
+// The sums of x over the grid, in a fixed order, on every thread of the block that comes last; false on the
+// others. What was summed is read from L2: another multiprocessor wrote it.
+template <int K>
+__device__ inline bool grid_sum(double (&x)[K], const Scratch& scratch) {
+#pragma unroll 1  // once a launch: small code
+  for (int k = 0; k < K; ++k) {
+    const double sum = block_sum(x[k]);
+    if (threadIdx.x == 0) scratch.partials[blockIdx.x * K + k] = sum;
+  }
+  if (!is_last_block(scratch.ticket)) return false;
+#pragma unroll 1
+  for (int k = 0; k < K; ++k) {
+    x[k] = 0;
+    for (unsigned block = threadIdx.x; block < gridDim.x; block += blockDim.x)
+      x[k] += __ldcg(&scratch.partials[block * K + k]);
+    x[k] = block_sum(x[k]);
+  }
+  if (threadIdx.x == 0) *scratch.ticket = 0;
+  return true;
+}
+
 }  // namespace mtk

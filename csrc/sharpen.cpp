@@ -1,5 +1,5 @@
-// sharpen on the CPU: rows are brought to accumulators in scratch memory, one at a time or, where they are short, kLanes
-// of them side by side.
+// sharpen on the CPU: rows are brought to accumulators in scratch memory, one at a time or, where they are
+// short, kLanes of them side by side.
 #include "sharpen.h"
 
 #include <algorithm>
@@ -14,11 +14,12 @@
 namespace mtk {
 namespace {
 
-// r^y for 0 <= r <= 1, in fp32: exp(y log r) with log r = e ln 2 + log(1 + f), 1 + f in [sqrt(1/2), sqrt(2)), and a
-// polynomial for log(1 + f). y is normal and finite, so that 0^y is 0 and 1^y is 1. NaN for what is neither r >= 0.
+// r^y for 0 <= r <= 1, in fp32: exp(y log r) with log r = e ln 2 + log(1 + f), 1 + f in [sqrt(1/2), sqrt(2)),
+// and a polynomial for log(1 + f). y is normal and finite, so that 0^y is 0 and 1^y is 1. NaN for what is
+// neither r >= 0.
 MTK_INLINE float power(float r, float y) {
   const bool subnormal = r < FLT_MIN;
-  const float scaled = subnormal ? r * 8388608.0f : r;  // 2^23
+  const float scaled = subnormal ? r * 8388608.0f : r;          // 2^23
   const int32_t bits = bit_cast<int32_t>(scaled) - 0x3f3504f3;  // of sqrt(1/2)
   const float f = bit_cast<float>((bits & 0x007fffff) + 0x3f3504f3) - 1.0f;
   const float e = static_cast<float>(bits >> 23) - (subnormal ? 23.0f : 0.0f);

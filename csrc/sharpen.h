@@ -1,7 +1,7 @@
 // sharpen: rows of non-negative numbers p to the power 1 / T, divided by their sum:
 //   sharpened_c = p_c^(1/T) / sum_k p_k^(1/T), worked out as (p_c / max_k p_k)^(1/T)
-// so that no power is too large or too small for the accumulator. A row of zeros stays; one with a negative number is
-// NaN. Accumulators are fp32, or fp64 where p is.
+// so that no power is too large or too small for the accumulator. A row of zeros stays; one with a negative
+// number is NaN. Accumulators are fp32, or fp64 where p is.
 #pragma once
 #include <cstdint>
 

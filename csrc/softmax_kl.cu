@@ -1,5 +1,4 @@
-// softmax_kl on CUDA. sum_c q (log q - log p) = (sum_c eb (b - a)) / zb + log(za / zb), with logits less
-// their maxima.
+// softmax_kl on CUDA. sum_c q (log q - log p) = (sum_c e1 (y - x)) / z1 + log(z0 / z1): one logarithm a row.
 #include "softmax_kl.h"
 
 #include "consistency.cuh"
@@ -7,20 +6,32 @@
 namespace mtk {
 namespace {
 
-template <class Acc>
+template <class Acc, bool kOptions>
 struct SoftmaxKl {
-  static constexpr bool kCross = true, kSecondPass = false;
-  RowSums<Acc> sums;
-  Weights<Acc> weights;
-  Acc scale;
+  static constexpr int kSums = 1, kTerms = 0;
+  static constexpr bool kLooks = false, kLogits = kOptions;
+  Sides<Acc> sides;
+  double loss;
+  Mean<Acc> mean;  // of y - x, along q
 
-  __device__ SoftmaxKl(const RowSums<Acc>& sums, int64_t, double scale)
-      : sums(sums), weights(sums), scale(static_cast<Acc>(scale)) {}
-
-  __device__ Acc value() const {
-    return sums.masked() ? Acc(0) : sums.cross / sums.zb + logarithm(sums.za / sums.zb);
+  __device__ explicit SoftmaxKl(const Consistency&) {}
+  __device__ void add(const Class<Acc, 2>& c, Acc* sums) const { Cross<1, 1, 0>::add(c, sums[0]); }
+  __device__ void recenter(const double* z, const double* down, const double* factor, double* sums) const {
+    Cross<1, 1, 0>::recenter(z, down, factor, sums[0]);
   }
-  __device__ Acc gradient(Acc ea, Acc eb) const { return scale * weights.difference(ea, eb); }
+  template <class Part>
+  __device__ void finish(const double (&sums)[3], const Part&, double) {
+    sides.set(sums[0], sums[1]);
+    mean.set(sums[2] / sums[1] + 0 * sums[0]);  // NaN at the student, even where q is 0
+    loss = sums[2] / sums[1] + logarithm(sums[0] / sums[1]);
+  }
+  __device__ double value() const { return loss; }
+  template <int side>
+  __device__ Acc of(const Class<Acc, 2>& c) const {
+    if (side == 0) return sides.inverse[1] * sides.difference(c);
+    const Acc q = sides.inverse[1] * c.e[1];
+    return q != 0 ? q * mean.subtracted(c.x[1], c.x[0]) : Acc(0);
+  }
 };
 
 }  // namespace

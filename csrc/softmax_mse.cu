@@ -6,31 +6,37 @@
 namespace mtk {
 namespace {
 
-template <class Acc>
+template <class Acc, bool kOptions>
 struct SoftmaxMse {
-  static constexpr bool kCross = false, kSecondPass = true;
-  Weights<Acc> weights;
-  Acc classes, inverse_za, factor, squares = 0, mean_along = 0;
+  static constexpr int kSums = 0, kTerms = kOptions ? 3 : 2;
+  static constexpr bool kLooks = false, kLogits = false;
+  Sides<Acc> sides;
+  double z[2], classes, squares;
+  Acc lead[2], along[2] = {0, 0};
 
-  __device__ SoftmaxMse(const RowSums<Acc>& sums, int64_t classes, double scale)
-      : weights(sums),
-        classes(static_cast<Acc>(classes)),
-        inverse_za(sums.inverse_za()),
-        factor(static_cast<Acc>(2 * scale) / this->classes * inverse_za) {}
-
-  // terms: sum of (p - q)^2, sum of ea (p - q)
-  __device__ void add(Acc ea, Acc eb, Acc (&terms)[2]) const {
-    const Acc d = weights.difference(ea, eb);
+  __device__ explicit SoftmaxMse(const Consistency&) {}
+  template <class Part>
+  __device__ void finish(const double (&sums)[2], const Part&, double count) {
+    sides.set(sums[0], sums[1]);
+    z[0] = sums[0], z[1] = sums[1], classes = count;
+    lead[0] = static_cast<Acc>(2 / (count * z[0])), lead[1] = static_cast<Acc>(-2 / (count * z[1]));
+  }
+  // sums of (p - q)^2, of e0 (p - q), of e1 (p - q)
+  __device__ void add_terms(const Class<Acc, 2>& c, Acc* terms) const {
+    const Acc d = sides.inverse[1] * sides.difference(c);
     terms[0] += d * d;
-    terms[1] += ea * d;
+    terms[1] += c.e[0] * d;
+    if constexpr (kOptions) terms[2] += c.e[1] * d;
   }
-  __device__ void finish(const Acc (&terms)[2]) {
+  __device__ void finish_terms(const double (&terms)[kTerms]) {
     squares = terms[0];
-    mean_along = terms[1] * inverse_za;
+    along[0] = static_cast<Acc>(terms[1] / z[0]);
+    if constexpr (kOptions) along[1] = static_cast<Acc>(terms[2] / z[1]);
   }
-  __device__ Acc value() const { return squares / classes; }
-  __device__ Acc gradient(Acc ea, Acc eb) const {
-    return factor == 0 ? Acc(0) : factor * ea * (weights.difference(ea, eb) - mean_along);
+  __device__ double value() const { return squares / classes; }
+  template <int side>
+  __device__ Acc of(const Class<Acc, 2>& c) const {
+    return lead[side] * c.e[side] * (sides.inverse[1] * sides.difference(c) - along[side]);
   }
 };
 

@@ -52,9 +52,9 @@ py::tuple dot_rows(const py::object& first, const py::object& second, bool with_
   const py::tuple a = tensors_of(first, "first"), b = tensors_of(second, "second");
   const Pairs pairs = read_factors(kDot, a, b);
   const Plan chunks = pairs.plan.chunks(target_rows);
-  return py::make_tuple(py::bytes(reinterpret_cast<const char*>(chunks.words.data()),
-                                  chunks.words.size() * sizeof(int64_t)),
-                        new_sums(pairs, with_norms));
+  return py::make_tuple(
+      py::bytes(reinterpret_cast<const char*>(chunks.words.data()), chunks.words.size() * sizeof(int64_t)),
+      new_sums(pairs, with_norms));
 }
 
 // ---- temporal_ensemble_
@@ -84,7 +84,8 @@ double read_alpha(const py::object& alpha) {
 }
 
 bool is_index(const TensorView& view) {
-  return view.dtype.code == kDLInt && (view.dtype.bits == 64 || view.dtype.bits == 32) && view.dtype.lanes == 1;
+  return view.dtype.code == kDLInt && (view.dtype.bits == 64 || view.dtype.bits == 32) &&
+         view.dtype.lanes == 1;
 }
 
 int64_t integer_at(const TensorView& view, int64_t offset) {
@@ -99,7 +100,8 @@ std::optional<int64_t> read_updates(const py::object& updates, const TensorView&
   if (is_tensor(updates.ptr())) {
     const TensorView view = TensorView::of(updates.ptr(), argument);
     if (!is_index(view))
-      refuse(Refusal::type, argument, "be an int, or one int64 or int32 in a tensor", view.attribute("dtype"));
+      refuse(Refusal::type, argument, "be an int, or one int64 or int32 in a tensor",
+             view.attribute("dtype"));
     if (view.numel() != 1) refuse(Refusal::value, argument, "hold one number", "shape " + view.shape_text());
     if (!view.on_cpu()) {
       if (view.same_device(student)) return std::nullopt;
@@ -159,7 +161,8 @@ void check_shapes(const TensorView& ensemble, const TensorView& index, const Ten
   const Argument z{kEnsemble, "ensemble"}, i{kEnsemble, "index"}, s{kEnsemble, "student"};
   check_matrix(s, student, "[rows, classes]");
   check_matrix(z, ensemble, "[samples, classes]");
-  if (student.shape[1] == 0) refuse(Refusal::value, s, "have at least one class", "shape " + student.shape_text());
+  if (student.shape[1] == 0)
+    refuse(Refusal::value, s, "have at least one class", "shape " + student.shape_text());
   if (ensemble.shape[1] != student.shape[1]) {
     refuse(Refusal::value, z, "have as many classes as student (" + std::to_string(student.shape[1]) + ")",
            std::to_string(ensemble.shape[1]));
@@ -171,7 +174,8 @@ void check_shapes(const TensorView& ensemble, const TensorView& index, const Ten
   }
   if (!is_index(index)) refuse(Refusal::type, i, "be int64 or int32", index.attribute("dtype"));
   if (index.ndim != 1 || index.shape[0] != student.shape[0]) {
-    refuse(Refusal::value, i, "have shape [" + std::to_string(student.shape[0]) + "], one for each row of student",
+    refuse(Refusal::value, i,
+           "have shape [" + std::to_string(student.shape[0]) + "], one for each row of student",
            index.shape_text());
   }
   check_beside_student(z, ensemble, student);
@@ -204,10 +208,10 @@ TemporalEnsemble read_ensemble(const TensorView& ensemble, const TensorView& ind
   }
   if (index.on_cpu()) check_index_values(index, ensemble.shape[0]);
   args.ensemble = matrix_of(ensemble), args.student = matrix_of(student);
-  args.index = index.address(), args.wide_index = index.dtype.bits == 64, args.index_stride = index.strides[0];
+  args.index = index.address(), args.wide_index = index.dtype.bits == 64,
+  args.index_stride = index.strides[0];
   args.reduced = over_rows != Reduction::none;
-  args.row_scale =
-      over_rows == Reduction::mean && args.rows > 0 ? 1.0 / static_cast<double>(args.rows) : 1.0;
+  args.row_scale = over_rows == Reduction::mean && args.rows > 0 ? 1.0 / static_cast<double>(args.rows) : 1.0;
   return args;
 }
 
@@ -228,8 +232,8 @@ py::tuple temporal_ensemble_(const py::object& ensemble, const py::object& index
   TemporalEnsemble args = read_ensemble(z, i, s, alpha, updates, correction, reduction);
   const py::module_ torch = py::module_::import("torch");
   const py::tuple shape = args.reduced ? py::tuple() : py::make_tuple(args.rows);
-  const py::object loss = student.attr("new_empty")(
-      shape, py::arg("dtype") = torch.attr(args.doubles() ? "float64" : "float32"));
+  const py::object loss =
+      student.attr("new_empty")(shape, py::arg("dtype") = torch.attr(args.doubles() ? "float64" : "float32"));
   args.loss = TensorView::of(loss.ptr(), {kEnsemble, "loss"}).address();
   py::object dstudent = py::none();
   if (with_gradient) {  // fp32 for fp16 logits: fp16 would lose what a loss scale brings back later

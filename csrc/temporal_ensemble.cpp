@@ -1,5 +1,5 @@
-// temporal_ensemble_ on the CPU: rows are brought to accumulators in scratch memory, one at a time or, where they are
-// short, kLanes of them side by side.
+// temporal_ensemble_ on the CPU: rows are brought to accumulators in scratch memory, one at a time or, where
+// they are short, kLanes of them side by side.
 #include "temporal_ensemble.h"
 
 #include <algorithm>
@@ -16,9 +16,9 @@ namespace {
 // L rows: class c of row `lane` at c * L + lane.
 template <class Acc, int L>
 struct Rows {
-  Acc *p;  // logits, then exp(logit - max), then p
-  Acc *z;  // of the ensemble: as it was, then as it is
-  Acc *d;  // p - t, then the gradient
+  Acc* p;                             // logits, then exp(logit - max), then p
+  Acc* z;                             // of the ensemble: as it was, then as it is
+  Acc* d;                             // p - t, then the gradient
   Factor<Acc, L> inverse, corrected;  // of p and of t
   Acc max[L], alpha[L], beta[L], factor[L], along[L];
 };
@@ -91,7 +91,8 @@ void run_tile(const TemporalEnsemble& args, int64_t row, int lanes, Acc* scratch
   Rows<Acc, L> rows;
   rows.p = scratch, rows.z = rows.p + classes * L, rows.d = rows.z + classes * L;
   const Places<L> places(args, row, lanes);
-  gather(args.student.dtype, args.student.data, places.student, L, args.student.class_stride, classes, rows.p);
+  gather(args.student.dtype, args.student.data, places.student, L, args.student.class_stride, classes,
+         rows.p);
   gather(args.ensemble.dtype, args.ensemble.data, places.ensemble, L, 1, classes, rows.z);
   maxima<L>(rows.p, classes, rows.max);
   for (Acc& max : rows.max) max = max == -std::numeric_limits<Acc>::infinity() ? Acc(0) : max;
@@ -113,8 +114,8 @@ void run_tile(const TemporalEnsemble& args, int64_t row, int lanes, Acc* scratch
   for (int lane = 0; lane < lanes; ++lane) {
     for (int64_t c = 0; idle[lane] && c < classes; ++c) rows.d[c * L + lane] = 0;
   }
-  scatter(rows.d, args.dstudent.dtype, args.dstudent.data, places.dstudent, L, lanes, args.dstudent.class_stride,
-          classes);
+  scatter(rows.d, args.dstudent.dtype, args.dstudent.data, places.dstudent, L, lanes,
+          args.dstudent.class_stride, classes);
 }
 
 double sum_pairwise(const double* values, size_t count) {

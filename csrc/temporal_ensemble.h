@@ -1,10 +1,12 @@
-// temporal_ensemble_: loss, gradient and the update of the ensemble from one read of the logits and of its rows.
+// temporal_ensemble_: loss, gradient and the update of the ensemble from one read of the logits and of its
+// rows.
 //   Z = ensemble, i = index[row], p = softmax(student row), t = Z[i] as it was, corrected, C classes
 //   row loss = (1/C) sum_c (p_c - t_c)^2,   d/dstudent_c = (2/C) p_c ((p_c - t_c) - sum_k p_k (p_k - t_k))
 //   Z[i] <- alpha * Z[i] + (1 - alpha) * p
-// t = Z / (1 - alpha^updates) (bias), Z / sum_c Z (renormalize) or Z. Where updates is 0, or the sum, there is no
-// target: loss 0 and gradient 0, Z moves. A row of logits that is -inf throughout has loss 0 and gradient 0, its Z
-// stays. Accumulators are fp32, or fp64 where student or ensemble is; the loss has their dtype.
+// t = Z / (1 - alpha^updates) (bias), Z / sum_c Z (renormalize) or Z. Where updates is 0, or the sum, there
+// is no target: loss 0 and gradient 0, Z moves. A row of logits that is -inf throughout has loss 0 and
+// gradient 0, its Z stays. Accumulators are fp32, or fp64 where student or ensemble is; the loss has their
+// dtype.
 #pragma once
 #include <cstdint>
 

@@ -360,7 +360,7 @@ def check(op: Op, backend: ModuleType, make_inputs: Callable[[int], tuple], **op
     make_inputs(seed) gives the inputs. The largest error of few numbers is luck: small cases are drawn again and again.
     """
     runs, numbers = [], 0
-    while len(runs) < 6 or (len(runs) < 64 and numbers < 1024 * 64):
+    while len(runs) < 2 or (len(runs) < 64 and numbers < 1024 * 64):
         inputs = make_inputs(len(runs))
         runs.append(_run(op, backend, inputs, options))
         numbers += 1024 + sum(tensor.numel() for tensors in inputs for tensor in tensors)

@@ -297,7 +297,7 @@ def test_ensemble_equals_torch(correction, index_dtype):
 
 @pytest.mark.parametrize("partly", [False, True], ids=["every row", "some rows an epoch"])
 def test_some_epochs_of_temporal_ensembling(partly):
-    """The paper's algorithm 2, which updates Z once an epoch: with all rows visited once, batch by batch is the same."""
+    """The paper's algorithm 2, which updates Z once an epoch: with all rows visited once, batches do the same."""
     torch.manual_seed(0)
     inputs, alpha, batch = torch.randn(40, 5), 0.6, 8
     nets = [nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 4)) for _ in range(2)]
@@ -333,7 +333,9 @@ def test_some_epochs_of_temporal_ensembling(partly):
 
 @backends
 @pytest.mark.parametrize("classes", [10, 100])
-@pytest.mark.parametrize("options", [{"updates": 0}, {"correction": "renormalize"}, {"updates": torch.tensor(0)}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"updates": 0}, {"correction": "renormalize"}, {"updates": torch.tensor(0)}], ids=str
+)
 def test_rows_without_a_target(options, classes, backend):
     ensemble, index, student = visited(5, classes)
     ensemble[index[:2]] = 0
@@ -387,7 +389,9 @@ def test_ensemble_has_the_same_bits_for_any_number_of_threads():
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             moved = ensemble.clone()
-            outputs.append((*native.temporal_ensemble_(moved, index, student, 0.6, 2, "bias", "mean", True), moved))
+            outputs.append(
+                (*native.temporal_ensemble_(moved, index, student, 0.6, 2, "bias", "mean", True), moved)
+            )
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for later in outputs for a, b in zip(later, outputs[0], strict=True))
@@ -414,7 +418,9 @@ def test_ensemble_in_autograd():
         saved.backward()
     (first,) = torch.autograd.grad(loss, student, retain_graph=True)
     (again,) = torch.autograd.grad(loss, student, torch.ones(()), retain_graph=True)
-    (batched,) = torch.autograd.grad(loss, student, torch.tensor([1.0, 2.0]), is_grads_batched=True, retain_graph=True)
+    (batched,) = torch.autograd.grad(
+        loss, student, torch.tensor([1.0, 2.0]), is_grads_batched=True, retain_graph=True
+    )
     assert torch.equal(first, again)
     torch.testing.assert_close(batched, torch.stack([first, 2 * first]))
     with pytest.raises(NotImplementedError, match="temporal_ensemble_: its gradient has no derivative"):
@@ -487,7 +493,9 @@ def test_ensemble_takes_fake_tensors_and_functorch():
     moved = ensemble.clone()
     gradient = torch.func.grad(lambda s: mtkernels.temporal_ensemble_(moved, index, s, updates=2))(student)
     expected = ensemble.clone(), student.clone().requires_grad_()
-    (expected_gradient,) = torch.autograd.grad(in_torch(expected[0], index, expected[1], updates=2), expected[1])
+    (expected_gradient,) = torch.autograd.grad(
+        in_torch(expected[0], index, expected[1], updates=2), expected[1]
+    )
     torch.testing.assert_close(gradient, expected_gradient)
     torch.testing.assert_close(moved, expected[0])
 
@@ -499,7 +507,11 @@ ENSEMBLE_ERRORS = {
         ValueError,
         "ensemble must not require grad (it is a constant: detach it), got requires_grad=True",
     ),
-    "no tensor": (lambda z, i, s: ((z, i, [1.0]), {"updates": 1}), TypeError, "student must be a torch.Tensor, got list"),
+    "no tensor": (
+        lambda z, i, s: ((z, i, [1.0]), {"updates": 1}),
+        TypeError,
+        "student must be a torch.Tensor, got list",
+    ),
     "no updates": (
         lambda z, i, s: ((z, i, s), {}),
         ValueError,
@@ -550,7 +562,11 @@ ENSEMBLE_ERRORS = {
         TypeError,
         "student must be float16, bfloat16, float32 or float64, got torch.int64",
     ),
-    "dims": (lambda z, i, s: ((z, i, s[0]), {"updates": 1}), ValueError, "student must have shape [rows, classes], got [11]"),
+    "dims": (
+        lambda z, i, s: ((z, i, s[0]), {"updates": 1}),
+        ValueError,
+        "student must have shape [rows, classes], got [11]",
+    ),
     "no classes": (
         lambda z, i, s: ((z, i, s[:, :0]), {"updates": 1}),
         ValueError,
@@ -619,7 +635,9 @@ def test_sharpen_equals_torch():
     powers = probs ** (1 / 0.4)
     torch.testing.assert_close(mtkernels.sharpen(probs, 0.4, dim=1), powers / powers.sum(1, keepdim=True))
     for temperature in (torch.tensor(0.4), torch.tensor([0.4], dtype=F64)):
-        torch.testing.assert_close(mtkernels.sharpen(probs, temperature, dim=1), mtkernels.sharpen(probs, 0.4, dim=1))
+        torch.testing.assert_close(
+            mtkernels.sharpen(probs, temperature, dim=1), mtkernels.sharpen(probs, 0.4, dim=1)
+        )
 
 
 @backends
@@ -670,7 +688,9 @@ def test_sharpen_keeps_layouts():
         probs = make(torch.rand(3, 6, 5, 4))
         for dim in (0, 1, -1):
             found = mtkernels.sharpen(probs, 0.5, dim=dim)
-            torch.testing.assert_close(found, mtkernels.sharpen(probs.contiguous(), 0.5, dim=dim), rtol=1e-6, atol=0)
+            torch.testing.assert_close(
+                found, mtkernels.sharpen(probs.contiguous(), 0.5, dim=dim), rtol=1e-6, atol=0
+            )
             assert found.stride() == torch.empty_like(probs).stride()
 
 
@@ -698,7 +718,11 @@ SHARPEN_ERRORS = {
         "probs must not require grad (it is a constant: detach it), got requires_grad=True",
     ),
     "no tensor": (([0.5], 0.5), TypeError, "probs must be a torch.Tensor, got list"),
-    "dtype": ((ROW.long(), 0.5), TypeError, "probs must be float16, bfloat16, float32 or float64, got torch.int64"),
+    "dtype": (
+        (ROW.long(), 0.5),
+        TypeError,
+        "probs must be float16, bfloat16, float32 or float64, got torch.int64",
+    ),
     "0-d": ((torch.ones(()), 0.5), ValueError, "probs must have a dim of classes, got a 0-d tensor"),
     "zero": ((ROW, 0), ValueError, "temperature must be positive and finite, got 0.0"),
     "negative in a tensor": (
@@ -709,7 +733,11 @@ SHARPEN_ERRORS = {
     "infinite": ((ROW, float("inf")), ValueError, "temperature must be positive and finite, got inf"),
     "a word": ((ROW, "cold"), TypeError, "temperature must be a number or a torch.Tensor, got str"),
     "several": ((ROW, torch.ones(2)), ValueError, "temperature must be a number or hold one, got shape [2]"),
-    "integers": ((ROW, torch.ones(()).long()), TypeError, "temperature must be float32 or float64, got torch.int64"),
+    "integers": (
+        (ROW, torch.ones(()).long()),
+        TypeError,
+        "temperature must be float32 or float64, got torch.int64",
+    ),
     "dim": ((ROW, 0.5, 2), ValueError, "dim must be a dim of probs [2, 3], got 2"),
     "dim as a float": ((ROW, 0.5, 1.0), TypeError, "dim must be an int, got float"),
 }

@@ -319,7 +319,9 @@ def _compile_others() -> None:
         for options in ensemble.options:
             ensemble.call(triton, ensemble.make((shape,), dtype), **options)
         for correction in ("bias", "renormalize"):
-            ensemble.call(triton, ensemble.make((shape,), dtype), correction=correction, updates=torch.ones(1).int())
+            ensemble.call(
+                triton, ensemble.make((shape,), dtype), correction=correction, updates=torch.ones(1).int()
+            )
         for temperature, dim in itertools.product((0.5, torch.tensor(0.5)), (0, -1)):
             sharpen.call(triton, sharpen.make((shape,), dtype), temperature=temperature, dim=dim)
 

@@ -13,7 +13,9 @@ from tests.test_triton import bfloat16_to_nearest  # noqa: F401
 pytest.importorskip("triton", reason="Triton is not installed")
 interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = [
-    pytest.mark.skipif(not interpreted, reason="TRITON_INTERPRET is not 1: test_ops.py runs the kernels on the GPU"),
+    pytest.mark.skipif(
+        not interpreted, reason="TRITON_INTERPRET is not 1: test_ops.py runs the kernels on the GPU"
+    ),
     pytest.mark.filterwarnings("ignore::RuntimeWarning:triton"),
 ]
 if interpreted:
@@ -80,7 +82,9 @@ def _both(ensemble, index, student, *options):
     found = []
     for backend in (reference, triton):
         moved = ensemble.clone()
-        found.append((*backend.temporal_ensemble_(moved, index, student, *options, with_gradient=True), moved))
+        found.append(
+            (*backend.temporal_ensemble_(moved, index, student, *options, with_gradient=True), moved)
+        )
     return found
 
 
@@ -158,7 +162,17 @@ def test_sharpen_rows_and_temperatures(classes):
     probs[2, 3], probs[3, 1] = -0.5, torch.nan
     probs[4], probs[5] = 0, probs[5] * 1e30
     probs[4, 0] = -1
-    for temperature in (0.5, 1.0, 10.0, 1e-30, 1e30, 1e-300, 1e300, torch.tensor(0.4), torch.tensor(3.0, dtype=F64)):
+    for temperature in (
+        0.5,
+        1.0,
+        10.0,
+        1e-30,
+        1e30,
+        1e-300,
+        1e300,
+        torch.tensor(0.4),
+        torch.tensor(3.0, dtype=F64),
+    ):
         torch.testing.assert_close(
             triton.sharpen(probs, temperature, -1), reference.sharpen(probs, temperature, -1), equal_nan=True
         )
@@ -176,5 +190,7 @@ def test_sharpen_layouts():
             found = triton.sharpen(probs, 0.5, dim)
             torch.testing.assert_close(found, reference.sharpen(probs, 0.5, dim))
             assert found.stride() == torch.empty_like(probs).stride()
-    with pytest.raises(NotImplementedError, match="sharpen: probs must have rows along at most 4 dims that lie"):
+    with pytest.raises(
+        NotImplementedError, match="sharpen: probs must have rows along at most 4 dims that lie"
+    ):
         triton.sharpen(torch.rand((4,) * 6)[(slice(None, None, 2),) * 5], 0.5)

@@ -30,7 +30,14 @@ def multi_tensor_dot(first, second, with_norms=False) -> Tensor:
 
 
 def temporal_ensemble_(
-    ensemble, index, student, alpha=0.6, updates=None, correction="bias", reduction="mean", with_gradient=False
+    ensemble,
+    index,
+    student,
+    alpha=0.6,
+    updates=None,
+    correction="bias",
+    reduction="mean",
+    with_gradient=False,
 ):
     """(loss, dstudent); row loss (1/C) sum_c (p - t)^2, and ensemble[index] <- alpha * ensemble[index] + (1 - alpha) p.
 

@@ -67,7 +67,7 @@ def scaled(gradient: Tensor | None, dloss: Tensor, dim: int | None) -> Tensor | 
 
 
 def learns(tensor: Tensor | None) -> bool:
-    """Whether autograd wants a gradient; also in forward mode, which the Function refuses: its tangent would be lost."""
+    """Whether autograd wants a gradient; also in forward mode, which the Function refuses: no tangent is lost."""
     return tensor is not None and (tensor.requires_grad or torch.autograd.forward_ad._current_level >= 0)
 
 

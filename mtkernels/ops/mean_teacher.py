@@ -183,8 +183,8 @@ class _Recorded(torch.autograd.Function):
 
 define(
     "mean_teacher_loss(Tensor student, Tensor teacher, Tensor labels, Tensor? second, int dim, "
-    "float? consistency_weight, float? logit_distance_cost, Tensor? live_weight, Tensor? live_cost, bool kl, bool by_labeled, int ignore_index, "
-    "bool with_gradient) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "float? consistency_weight, float? logit_distance_cost, Tensor? live_weight, Tensor? live_cost, bool kl, "
+    "bool by_labeled, int ignore_index, bool with_gradient) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _kernel,
     _fake,
     recorded=_Recorded,

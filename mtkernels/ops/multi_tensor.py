@@ -30,8 +30,8 @@ def multi_tensor_dot(first, second, *, with_norms=False):
     dot = sum over pairs and elements of first * second,   norms: sqrt(sum first^2), sqrt(sum second^2)
 
     Args:
-        first, second: sequences or generators of as many tensors, pairs of one shape, memory format and device, float16,
-            bfloat16, float32 or float64, also one of each. None on either side passes over its pair, as a
+        first, second: sequences or generators of as many tensors, pairs of one shape, memory format and device,
+            float16, bfloat16, float32 or float64, also one of each. None on either side passes over its pair, as a
             parameter without a gradient. A tensor that is listed twice counts twice. Tensors may require grad; the
             result is a constant.
         with_norms: the norms too, from the same read, over the same pairs: cosine = dot / (first_norm * second_norm).

@@ -5,12 +5,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mtkernels._library import define, functorch_transforms, must_dispatch
+from mtkernels._library import define, functorch_levels, must_dispatch
 from mtkernels.backends import backend_for
 from mtkernels.backends.reference import gradient_dtype
-from mtkernels.ops import _loss
 from mtkernels.ops._consistency import Reduction
-from mtkernels.ops._loss import Computed, Eager
+from mtkernels.ops._loss import Computed, Eager, learns, refuse_gradient, refuse_second_derivative, scaled
 
 Correction = Literal["bias", "renormalize", "none"]
 _OP = "temporal_ensemble_"
@@ -33,9 +32,9 @@ def temporal_ensemble_(
     Z[i] <- alpha * Z[i] + (1 - alpha) * p
 
     Args:
-        ensemble: `[samples, classes]`, zeros at first; float16, bfloat16, float32 or float64, rows without gaps. Moves in
-            place; the target is a constant.
-        index: `[rows]` int64 or int32: the ensemble's row of each of the student's, none twice. A repeated or an outside
+        ensemble: `[samples, classes]`, zeros at first; float16, bfloat16, float32 or float64, rows without gaps. Moves
+            in place; the target is a constant.
+        index: `[rows]` int64 or int32: the ensemble's row of each of the student's, none twice. A repeated or outside
             one is refused on the CPU. On a GPU the host does not look: a row outside is neither read nor written and
             its loss and gradient are NaN; what a repeated one leaves is undefined.
         student: raw logits `[rows, classes]`, of any of the four dtypes.
@@ -58,25 +57,29 @@ def temporal_ensemble_(
 
     Source: Laine and Aila, "Temporal ensembling for semi-supervised learning" (2017).
     """
-    _refuse_gradient(_OP, ensemble=ensemble)
+    if torch.is_grad_enabled():
+        refuse_gradient(_OP, ensemble=ensemble)
     arguments = ensemble, index, student, alpha, updates, correction, reduction
-    learns = torch.is_grad_enabled() and isinstance(student, Tensor) and _loss.learns(student)
-    transformed = _loss.refuse_nesting(_OP)
-    if transformed or must_dispatch(ensemble, index, student):
-        counts = (None, updates) if isinstance(updates, Tensor) else (updates, None)
-        operands = ensemble, index, student, alpha, *counts, correction, reduction
-        if transformed:
+    learning = torch.is_grad_enabled() and isinstance(student, Tensor) and learns(student)
+    levels = functorch_levels()
+    if levels > 1:
+        raise NotImplementedError(f"{_OP}: torch.func transforms must not be nested, got {levels} levels")
+    if levels or any(map(must_dispatch, (ensemble, index, student))):
+        is_tensor = isinstance(updates, Tensor)
+        split = (None, updates) if is_tensor else (updates, None)
+        operands = ensemble, index, student, alpha, *split, correction, reduction
+        if levels:
             return _Recorded.apply(*operands, True)[0]
-        return torch.ops.mtkernels.temporal_ensemble_(*operands, learns)[0]
-    if not learns:
+        return torch.ops.mtkernels.temporal_ensemble_(*operands, learning)[0]
+    if not learning:
         return _run(*arguments, False)[0]
 
     def compute() -> Computed:
         loss, dstudent = _run(*arguments, True)
         return (loss,), (dstudent, None)
 
-    along = -1 if reduction == "none" else None
-    return Eager.apply(student, None, _OP, along, backend_for(student.device.type), compute)
+    backend = backend_for(student.device.type)
+    return Eager.apply(student, None, _OP, -1 if reduction == "none" else None, backend, compute)
 
 
 def sharpen(probs: Tensor, temperature: float | Tensor, *, dim: int = -1) -> Tensor:
@@ -87,8 +90,8 @@ def sharpen(probs: Tensor, temperature: float | Tensor, *, dim: int = -1) -> Ten
     To mix such targets (mixup) call `torch.lerp(second, first, weight)`, which is one kernel already.
 
     Args:
-        probs: non-negative numbers, `[rows, classes]` or any with the classes along `dim`; float16, bfloat16, float32 or
-            float64. They need not sum to 1. A constant, as is the result.
+        probs: non-negative numbers, `[rows, classes]` or any with the classes along `dim`; float16, bfloat16, float32
+            or float64. They need not sum to 1. A constant, as is the result.
         temperature: T, above 0 and finite, without unit: a number, or one float32 or float64 in a tensor, which on the
             device of probs is read by the kernel, without a sync and without a look at its value. 1 makes rows sum
             to 1.
@@ -103,18 +106,13 @@ def sharpen(probs: Tensor, temperature: float | Tensor, *, dim: int = -1) -> Ten
 
     Source: Berthelot et al., "MixMatch: a holistic approach to semi-supervised learning" (2019), eq. 7.
     """
-    _refuse_gradient("sharpen", probs=probs)
-    if must_dispatch(probs) or functorch_transforms():
+    if torch.is_grad_enabled():
+        refuse_gradient("sharpen", probs=probs)
+    if must_dispatch(probs) or functorch_levels():
         if isinstance(temperature, Tensor):
             return torch.ops.mtkernels.sharpen.tensor(probs, temperature, dim)
         return torch.ops.mtkernels.sharpen(probs, temperature, dim)
     return _sharpen(probs, temperature, dim)
-
-
-def _refuse_gradient(op: str, **constants: object) -> None:
-    """Of constants; without grad mode nothing is lost."""
-    if torch.is_grad_enabled():
-        _loss.refuse_gradient(op, **constants)
 
 
 def _run(ensemble, index, student, alpha, updates, correction, reduction, with_gradient):
@@ -147,17 +145,15 @@ class _Recorded(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dloss, _):
-        _loss.refuse_second_derivative(_OP)
+        refuse_second_derivative(_OP)
         (dstudent,) = ctx.saved_tensors
         if not ctx.with_gradient:
             raise RuntimeError("backward needs with_gradient=True in the forward call of torch.ops.mtkernels")
-        gradient = _loss.scaled(dstudent, dloss, ctx.dim).to(ctx.dtype)
+        gradient = scaled(dstudent, dloss, ctx.dim).to(ctx.dtype)
         return None, None, gradient, None, None, None, None, None, None
 
 
-def _registered(
-    ensemble, index, student, alpha, updates, live_updates, correction, reduction, with_gradient
-):
+def _registered(ensemble, index, student, alpha, updates, live_updates, correction, reduction, with_gradient):
     updates = updates if live_updates is None else live_updates
     loss, dstudent = _run(ensemble, index, student, alpha, updates, correction, reduction, with_gradient)
     return loss, student.new_empty(0) if dstudent is None else dstudent
