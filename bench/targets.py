@@ -9,8 +9,9 @@ from torch.nn import functional as F
 import mtkernels
 from bench.cases import Workload
 from bench.objective import Candidate, Factory
+from mtkernels.testing import visited
 
-TEMPERATURE, ALPHA, UPDATES = 0.5, 0.6, 2  # as testing.OPS has them by default
+TEMPERATURE, ALPHA, UPDATES = 0.5, 0.6, 3  # as testing.OPS has them by default
 
 
 def _dot(work: Workload) -> Candidate:
@@ -48,20 +49,19 @@ def _sums(step: Callable[[], tuple[Tensor, ...]]) -> Candidate:
     return Candidate(step, lambda: [None], "dot product and both norms")
 
 
-def _ensemble(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Factory:
-    """Forward, which moves the ensemble, and backward."""
+def _ensemble(function: Callable[[Tensor, Tensor, Tensor], Tensor], note: str = "") -> Factory:
+    """Forward, which moves the ensemble, the autograd graph, and backward into student.grad, which is None before."""
 
     def factory(work: Workload) -> Candidate:
         (ensemble,), (student,) = work.teachers, work.students
-        index = torch.randperm(len(ensemble), device=ensemble.device)[: len(student)]
+        index, last = visited(ensemble, len(student)), {}
 
         def step():
             student.grad = None
-            function(ensemble, index, student).backward()
+            last["loss"] = function(ensemble, index, student)
+            last["loss"].backward()
 
-        return Candidate(
-            step, lambda: [None] * 3, "each step moves what it is held against: tested, not checked here"
-        )
+        return Candidate(step, lambda: [last["loss"].detach(), student.grad, ensemble], note)
 
     return factory
 
@@ -73,18 +73,18 @@ def _fused_ensemble(ensemble: Tensor, index: Tensor, student: Tensor) -> Tensor:
 def _eager_ensemble(ensemble: Tensor, index: Tensor, student: Tensor) -> Tensor:
     probs, rows = F.softmax(student, -1), ensemble[index]
     loss = F.mse_loss(probs, rows / (1 - ALPHA**UPDATES))
-    ensemble[index] = torch.lerp(probs.detach(), rows, ALPHA)
+    ensemble.index_copy_(0, index, torch.lerp(probs.detach(), rows, ALPHA))
     return loss
 
 
-def _sharpen(function: Callable[[Tensor], Tensor]) -> Factory:
+def _sharpen(function: Callable[[Tensor], Tensor], note: str = "") -> Factory:
     def factory(work: Workload) -> Candidate:
         (probs,), last = work.students, {}
 
         def step():
             last["output"] = function(probs)
 
-        return Candidate(step, lambda: [last["output"]])
+        return Candidate(step, lambda: [last["output"]], note)
 
     return factory
 
@@ -94,10 +94,25 @@ def _eager_sharpen(probs: Tensor) -> Tensor:
     return powers / powers.sum(-1, keepdim=True)
 
 
+def _compiled(make: Callable[..., Factory], function: Callable) -> Factory:
+    def factory(work: Workload) -> Candidate:
+        torch._dynamo.reset()  # no guards of other sizes to walk at each call
+        compiled = torch.compile(function, fullgraph=True, dynamic=False)
+        return make(compiled, "fullgraph, static shapes; compiled before the clock starts")(work)
+
+    return factory
+
+
 PEERS = {
     "multi_tensor_dot": {"torch.dot loop": _dot_loop, "torch _foreach": _dot_foreach},
-    "temporal_ensemble_": {"eager torch": _ensemble(_eager_ensemble)},
-    "sharpen": {"eager torch": _sharpen(_eager_sharpen)},
+    "temporal_ensemble_": {
+        "eager torch": _ensemble(_eager_ensemble),
+        "torch.compile": _compiled(_ensemble, _eager_ensemble),
+    },
+    "sharpen": {
+        "eager torch": _sharpen(_eager_sharpen),
+        "torch.compile": _compiled(_sharpen, _eager_sharpen),
+    },
 }
 OURS = {
     "multi_tensor_dot": {"mtkernels": _dot},

@@ -252,7 +252,7 @@ constexpr const char* kSharpen = "sharpen";
 
 void refuse_temperature(double value) {
   if (value > 0 && std::isfinite(value)) return;
-  refuse(Refusal::value, {kSharpen, "temperature"}, "be above 0 and finite", py::str(py::float_(value)));
+  refuse(Refusal::value, {kSharpen, "temperature"}, "be positive and finite", py::str(py::float_(value)));
 }
 
 // None where the kernel reads it from the device.

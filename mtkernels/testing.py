@@ -141,22 +141,30 @@ def _call_dot(backend: ModuleType, inputs, *, with_norms=False) -> list[Tensor]:
 def _call_ensemble(
     backend: ModuleType, inputs, *, updates=3, correction="bias", reduction="mean", with_gradient=True
 ) -> list[Tensor]:
-    """Loss, gradient and the ensemble, whose rows are visited in another order than they lie."""
+    """Loss, gradient and the ensemble."""
     (student,), (ensemble,) = inputs
-    index = torch.arange(len(ensemble), device=ensemble.device).flip(0)[: len(student)]
-    moved = ensemble.clone()
+    index, moved = visited(ensemble, len(student)), ensemble.clone()
     outputs = backend.temporal_ensemble_(
         moved, index, student, 0.6, updates, correction, reduction, with_gradient
     )
     return [output for output in (*outputs, moved) if output is not None]
 
 
+def visited(ensemble: Tensor, rows: int) -> Tensor:
+    """Which of an ensemble's rows: far from each other and in another order than they lie, where there is room."""
+    generator = torch.Generator().manual_seed(len(ensemble))
+    return torch.randperm(len(ensemble), generator=generator)[:rows].to(ensemble.device)
+
+
 def _random_ensemble(shapes: Shapes, dtype: torch.dtype, device: str = "cpu", seed: int = 0):
-    """Logits, and an ensemble of as many rows and 3 that are not visited."""
-    ((rows, classes),) = shapes
-    student, ensemble = random_lists(((rows + 3, classes),), torch.float64, "cpu", seed, 3.0)
-    ensemble = [tensor.softmax(-1).to(device, dtype) for tensor in ensemble]
-    return [tensor[:rows].contiguous().to(device, dtype) for tensor in student], ensemble
+    """Logits, and an ensemble of as many samples as a second shape says, or of 3 more than there are logits."""
+    (rows, classes), *more = shapes
+    samples = more[0][0] if more else rows + 3
+    student, ensemble = random_lists(((samples, classes),), torch.float64, "cpu", seed, 3.0)
+    return (
+        [tensor[:rows].clone().to(device, dtype) for tensor in student],
+        [tensor.softmax(-1).to(device, dtype) for tensor in ensemble],
+    )
 
 
 def _call_sharpen(backend: ModuleType, inputs, *, temperature=0.5, dim=-1) -> list[Tensor]:
@@ -319,7 +327,7 @@ OPS = {
                 "20000 classes": ((2, 20_000),),
                 "empty": ((0, 10),),
             },
-            bench={"100x10": ((100, 10),), "256x1000": ((256, 1000),)},
+            bench={"100x10": ((100, 10), (60_000,)), "256x1000": ((256, 1000), (2560,))},
         ),
         Op(
             name="sharpen",

@@ -724,13 +724,13 @@ SHARPEN_ERRORS = {
         "probs must be float16, bfloat16, float32 or float64, got torch.int64",
     ),
     "0-d": ((torch.ones(()), 0.5), ValueError, "probs must have a dim of classes, got a 0-d tensor"),
-    "zero": ((ROW, 0), ValueError, "temperature must be above 0 and finite, got 0.0"),
+    "zero": ((ROW, 0), ValueError, "temperature must be positive and finite, got 0.0"),
     "negative in a tensor": (
         (ROW, torch.tensor(-1.0)),
         ValueError,
-        "temperature must be above 0 and finite, got -1.0",
+        "temperature must be positive and finite, got -1.0",
     ),
-    "infinite": ((ROW, float("inf")), ValueError, "temperature must be above 0 and finite, got inf"),
+    "infinite": ((ROW, float("inf")), ValueError, "temperature must be positive and finite, got inf"),
     "a word": ((ROW, "cold"), TypeError, "temperature must be a number or a torch.Tensor, got str"),
     "several": ((ROW, torch.ones(2)), ValueError, "temperature must be a number or hold one, got shape [2]"),
     "integers": (

@@ -84,6 +84,7 @@ def sharpen(probs, temperature, dim=-1) -> Tensor:
         return sharpened
     largest = p.amax(dim, keepdim=True)
     ratios = (p / largest.masked_fill(largest == 0, 1)).masked_fill(p == 0, 0)
-    powers = (ratios ** (1 / float(temperature))).masked_fill(p == 0, 0).masked_fill(p < 0, torch.nan)
+    powers = (ratios ** (1 / float(temperature))).masked_fill(p == 0, 0)
+    powers = torch.where(p >= 0, powers, torch.nan)  # also of a NaN, whose power of 0 is 1
     total = powers.sum(dim, keepdim=True)
     return sharpened.copy_(powers / total.masked_fill(total == 0, 1))

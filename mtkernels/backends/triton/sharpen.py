@@ -106,9 +106,8 @@ def sharpen(probs: Tensor, temperature: float | Tensor, dim: int = -1) -> Tensor
         return sharpened
     live = isinstance(temperature, Tensor) and temperature.device == probs.device
     doubles = probs.dtype == torch.float64
-    at = layout(
-        "sharpen", tuple(probs.shape), dim, (probs.stride(), sharpened.stride()), (), int(doubles), "probs"
-    )
+    strides = probs.stride(), sharpened.stride()
+    at = layout("sharpen", tuple(probs.shape), dim, strides, halvings=int(doubles), argument="probs")
     with on_device(probs.device):
         _sharpen_kernel[(at.programs,)](
             probs, sharpened, temperature if live else parts(_clamped(float(temperature))),

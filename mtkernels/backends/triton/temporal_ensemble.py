@@ -11,16 +11,9 @@ from mtkernels import _C
 from mtkernels.backends.reference import gradient_dtype
 from mtkernels.backends.triton.decay import joined_parts, parts
 from mtkernels.backends.triton.launch import FP_FUSION, on_device, ticket_of
-from mtkernels.backends.triton.layout import _tile
+from mtkernels.backends.triton.layout import layout
 from mtkernels.backends.triton.partials import PARTIALS, add_up, comes_last, leave, new_partials
-from mtkernels.backends.triton.row_math import divide, finite, row_max, row_sum
-
-_PROGRAMS = 4096
-
-
-@triton.jit
-def _number(x, wide: tl.constexpr):
-    return joined_parts(x) if wide == tl.float64 else x
+from mtkernels.backends.triton.row_math import divide, finite, number, row_max, row_sum
 
 
 @triton.jit
@@ -125,9 +118,9 @@ def _tile_in_blocks(
 @triton.jit
 def _live_correction(updates, log_alpha, wide: tl.constexpr):
     """1 / (1 - alpha^updates), and whether there were none."""
-    count = tl.load(updates + tl.zeros([1, 1], tl.int32)).to(tl.float64)
+    count = tl.load(updates).to(tl.int64)
     never = count <= 0
-    power = tl.exp(tl.where(never, 1.0, count) * joined_parts(log_alpha))
+    power = tl.exp(tl.where(never, 1, count).to(tl.float64) * joined_parts(log_alpha))
     return (1 / (1 - power)).to(wide), never
 
 
@@ -141,7 +134,7 @@ def _temporal_ensemble_kernel(
     partials,  # [1, programs], and with it a ticket: one int32 that is 0. None where REDUCTION is "none"
     ticket,
     updates,  # where it is on the device: one integer; else None, and the correction is among the numbers
-    numbers,  # alpha, 1 - alpha, correction; in parts where the accumulators are fp64
+    numbers,  # alpha, 1 - alpha, correction, each in parts
     log_alpha,  # in parts
     rows,
     tiles,
@@ -159,22 +152,23 @@ def _temporal_ensemble_kernel(
     ONE_BLOCK: tl.constexpr,
     PARTIALS: tl.constexpr,
 ):
-    one = tl.full([1, 1], 1.0, loss.dtype.element_ty)
-    wide: tl.constexpr = one.dtype
+    wide: tl.constexpr = loss.dtype.element_ty
+    one = tl.full([1, 1], 1.0, wide)
     inverse_classes = divide(one, one * classes)
     scale = one
     if REDUCTION == "mean":
         scale = divide(one, one * rows)
-    alpha = _number(numbers[0], wide)
-    beta = _number(numbers[1], wide)
-    corrected = _number(numbers[2], wide)
+    alpha = number(numbers[0], wide)
+    beta = number(numbers[1], wide)
+    corrected = number(numbers[2], wide)
     no_target = not HAS_TARGET
     if updates is not None:
         live, no_target = _live_correction(updates, log_alpha, wide)
         if CORRECTION == "bias":
             corrected = live
     GRADIENT: tl.constexpr = dstudent is not None
-    losses = tl.zeros([ROWS, 1], wide if partials is None else partials.dtype.element_ty)
+    sums: tl.constexpr = wide if partials is None else partials.dtype.element_ty
+    losses = tl.zeros([ROWS, 1], sums)
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         row = (tl.full([], ROWS, tl.int64) * tile) + tl.arange(0, ROWS)[:, None]
         in_row = row < rows
@@ -195,14 +189,12 @@ def _temporal_ensemble_kernel(
         if REDUCTION == "none":
             tl.store(loss + row, tile_losses, mask=in_row)
         else:
-            losses += tl.where(in_row, tile_losses, 0.0).to(losses.dtype)
-    if REDUCTION != "none":
+            losses += tl.where(in_row, tile_losses, 0.0).to(sums)
+    if partials is not None:
         leave(partials, 0, tl.sum(losses))
         if comes_last(ticket):
-            total = add_up(partials, 0, PARTIALS)
-            if REDUCTION == "mean":
-                total = divide(total, tl.full([], 1, total.dtype) * rows)
-            tl.store(loss, total.to(wide))
+            divisor = tl.full([], 1, sums) * (rows if REDUCTION == "mean" else 1)
+            tl.store(loss, divide(add_up(partials, 0, PARTIALS), divisor).to(wide))
 
 
 def temporal_ensemble_(
@@ -223,25 +215,22 @@ def temporal_ensemble_(
     loss = student.new_empty(rows if reduction == "none" else (), dtype=wide)
     if rows == 0 and reduction == "none":
         return loss, dstudent
-    block, tile_rows, one_block = _tile(
-        classes, rows, student.stride(1) > student.stride(0) > 0, wide == torch.float64
-    )
-    tiles = triton.cdiv(rows, tile_rows)
-    programs = max(1, min(tiles, _PROGRAMS))
+    strides = (student.stride(), student.stride() if dstudent is None else dstudent.stride())
+    at = layout("temporal_ensemble_", (rows, classes), 1, strides, (), int(wide == torch.float64))
     partials = ticket = None
     if reduction != "none":
-        partials, ticket = new_partials(1, programs, wide, student.device), ticket_of(student.device)
+        partials = new_partials(1, at.programs, wide, student.device)
+        ticket = ticket_of(student.device)
     live, has_target, corrected = _correction(alpha, updates, correction, student.device)
-    numbers = tuple(parts(x) if wide == torch.float64 else x for x in (float(alpha), 1.0 - alpha, corrected))
+    numbers = tuple(parts(x) for x in (float(alpha), 1.0 - alpha, corrected))
     with on_device(student.device):
-        _temporal_ensemble_kernel[(programs,)](
+        _temporal_ensemble_kernel[(at.programs,)](
             student, ensemble, index, dstudent, loss, partials, ticket,
             live, numbers, parts(math.log(alpha) if alpha > 0 else -math.inf),
-            max(rows, 1), tiles, ensemble.shape[0], classes,
-            student.stride(), ensemble.stride(0), student.stride() if dstudent is None else dstudent.stride(),
-            index.stride(0),
-            CORRECTION=correction, HAS_TARGET=has_target, REDUCTION=reduction, ROWS=tile_rows, BLOCK=block,
-            ONE_BLOCK=one_block, PARTIALS=PARTIALS, num_warps=min(16, max(4, tile_rows * block // 512)),
+            max(rows, 1), at.tiles, ensemble.shape[0], classes,
+            strides[0], ensemble.stride(0), strides[1], index.stride(0),
+            CORRECTION=correction, HAS_TARGET=has_target, REDUCTION=reduction, ROWS=at.tile_rows,
+            BLOCK=at.block, ONE_BLOCK=at.one_block, PARTIALS=PARTIALS, num_warps=at.num_warps,
             enable_fp_fusion=FP_FUSION,
         )  # fmt: skip
     return loss, dstudent
