@@ -125,7 +125,8 @@ struct HardTarget {
     for (int lane = 0; lane < L; ++lane) {
       int64_t best = 0;
       for (int64_t c = 1; c < block.classes; ++c) {
-        if (block.b[c * L + lane] > block.b[best * L + lane]) best = c;
+        const Acc b = block.b[c * L + lane], most = block.b[best * L + lane];
+        if (b > most || (b != b && most == most)) best = c;  // NaN is the largest, as in torch
       }
       index[lane] = best;
       a[lane] = block.a[best * L + lane];
@@ -133,7 +134,7 @@ struct HardTarget {
   }
   void replace(const Block<Acc, L>& block, LossRow (&rows)[L]) const {
     for (int lane = 0; lane < L; ++lane) {
-      if (!(rows[lane].zb > 0)) continue;  // masked, or NaN
+      if (rows[lane].masked()) continue;
       for (int64_t c = 0; c < block.classes; ++c) block.eb[c * L + lane] = c == index[lane];
       rows[lane].zb = 1;
       rows[lane].cross = (a[lane] - block.ma[lane]) * block.sa;

@@ -41,7 +41,7 @@ struct MeanTeacherLoss {
 
   bool doubles() const {
     return student.dtype == Dtype::f64 || teacher.dtype == Dtype::f64 ||
-           (second.data && second.dtype == Dtype::f64);
+           second.dtype == Dtype::f64;
   }
 };
 

@@ -82,8 +82,7 @@ def _cross_entropy(s: _Sides, options):
     if options.hard:
         target = torch.zeros_like(s.q).scatter_(-1, _first_largest(s.b), 1)
     target = (1 - smoothing) * target + smoothing / s.classes
-    of_q = (1 - smoothing) * _times(s.q, -s.log_p)
-    teacher = of_q - s.q * of_q.sum(-1, keepdim=True)
+    teacher = (1 - smoothing) * _about_mean(s.q, -s.x)
     return -_times(target, s.log_p).sum(-1), s.p - target, teacher
 
 
@@ -175,7 +174,7 @@ def _factor(options, losses: Tensor) -> Tensor:
 
 
 def _on(number: float | Tensor, like: Tensor) -> Tensor:
-    return torch.as_tensor(number, device=like.device).to(like.dtype)
+    return torch.as_tensor(number, device=like.device, dtype=like.dtype)
 
 
 def mean_teacher_loss(
