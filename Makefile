@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(wildcard csrc/*)
 SANITIZED := $(addprefix tests/test_,ema_update.py ema_errors.py ema_module_errors.py ema_hypothesis.py ema_precision.py \
-  ema_options.py ema_library.py weight_ema.py weight_ema_state.py schedules.py slots.py overlap.py errors.py)
+  ema_options.py ema_library.py weight_ema.py weight_ema_state.py schedules.py slots.py overlap.py errors.py loss_errors.py \
+  mean_teacher_loss.py targets.py)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
 .PHONY: help demo test bench lint sanitize gpu-check clean
