@@ -136,10 +136,12 @@ class Case:
             if self.op == "mean_teacher_loss":
                 return 5 * first[0].nbytes  # two heads, the teacher's one, two gradients
             return (4 if self.op == "logit_mse" else 3) * first[0].nbytes  # both logits, and the gradients
-        if self.op in OTHERS:  # of temporal_ensemble_ and sharpen what they write is as much again
-            return (1 if self.op == "multi_tensor_dot" else 2) * sum(
-                tensor.nbytes for tensor in (*first, *second)
-            )
+        if self.op == "multi_tensor_dot":
+            return sum(tensor.nbytes for tensor in (*first, *second))
+        if (
+            self.op in OTHERS
+        ):  # logits, gradient, and the ensemble's rows that are visited, in and out; probs in and out
+            return (4 if self.op == "temporal_ensemble_" else 2) * first[0].nbytes
         unread = sum(tensor.nbytes for tensor in first[len(first) - self.copied :])
         return 2 * sum(tensor.nbytes for tensor in first) + sum(tensor.nbytes for tensor in second) - unread
 

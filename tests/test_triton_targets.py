@@ -48,7 +48,9 @@ def test_dot_of_mixed_dtypes_and_layouts():
         side[5] = torch.cat([side[5].new_zeros(1), side[5]])[1:]
         side[0] = torch.cat([side[0], side[0]], 1)[:, :7]
     wide = [[tensor.double() for tensor in side] for side in (first, second)]
-    torch.testing.assert_close(triton.multi_tensor_dot(first, second, True), reference.multi_tensor_dot(*wide, True))
+    torch.testing.assert_close(
+        triton.multi_tensor_dot(first, second, True), reference.multi_tensor_dot(*wide, True)
+    )
     assert _ticket() == 0
 
 

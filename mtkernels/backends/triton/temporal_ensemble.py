@@ -42,7 +42,9 @@ def _write(
     tl.store(samples + columns, moved, mask=mask & inside & (masked == 0))
     if GRADIENT:
         gradient = tl.where(inside, tl.where(idle, 0.0, factor * p * (d - along)), float("nan"))
-        tl.store(gradients + columns.to(tl.int64) * stride, gradient.to(gradients.dtype.element_ty), mask=mask)
+        tl.store(
+            gradients + columns.to(tl.int64) * stride, gradient.to(gradients.dtype.element_ty), mask=mask
+        )
 
 
 @triton.jit
