@@ -40,8 +40,7 @@ struct MeanTeacherLoss {
   void* stream;
 
   bool doubles() const {
-    return student.dtype == Dtype::f64 || teacher.dtype == Dtype::f64 ||
-           second.dtype == Dtype::f64;
+    return student.dtype == Dtype::f64 || teacher.dtype == Dtype::f64 || second.dtype == Dtype::f64;
   }
 };
 

@@ -147,7 +147,7 @@ def test_wrong_average_is_reported(peer):
 def test_wrong_loss_is_reported():
     def summed(work):
         (teacher,), (student,) = work.teachers, work.students
-        loss = eager_kl(student, teacher) * len(student)
+        loss = eager_kl(student, teacher, -1) * len(student)
         return Candidate(lambda: loss.backward(), lambda: [loss.detach(), student.grad])
 
     assert prepare(_tiny("softmax_kl"), summed)[1].startswith("wrong result: output 0")
