@@ -25,6 +25,7 @@ LOSSES = [name for name in OPS if name.startswith("softmax_") or name in ("logit
 ROUNDINGS = dict.fromkeys(LOSSES, 512)
 OTHERS = ("multi_tensor_dot", "temporal_ensemble_", "sharpen")
 EMA_ROUNDINGS = 8
+ENSEMBLE_ROUNDINGS = 512  # as the losses
 
 
 @dataclass
@@ -248,7 +249,8 @@ def disagreement(case: Case, outputs: list[Tensor | None]) -> str | None:
     wanted = len(truths) if places is None else len(case.inputs[0])
     if len(outputs) != wanted:
         return f"gives {len(outputs)} outputs, not {wanted}"
-    slack = ROUNDINGS.get(case.op, EMA_ROUNDINGS) / 2
+    others = ENSEMBLE_ROUNDINGS if case.op == "temporal_ensemble_" else EMA_ROUNDINGS
+    slack = ROUNDINGS.get(case.op, others) / 2
     for index, truth, yardstick in zip(places or range(wanted), truths, yardsticks, strict=True):
         output = outputs[index]
         if output is None:
