@@ -68,14 +68,16 @@ struct Split {
 
   void set(int lane, Wide<Acc> value) {
     high[lane] = static_cast<Acc>(value);
-    low[lane] = static_cast<Acc>(value - high[lane]);
+    low[lane] = std::isfinite(high[lane]) ? static_cast<Acc>(value - high[lane]) : Acc(0);
   }
 };
 
 // zb * (p - q) = ea * (zb / za) - eb: exactly 0 for equal sides, however the compiler contracts it.
 template <class Acc, int L>
 struct Difference : Split<Acc, L> {
-  void set(int lane, const LossRow& row) { Split<Acc, L>::set(lane, row.zb * row.inverse_za<Acc>()); }
+  void set(int lane, const LossRow& row) {
+    Split<Acc, L>::set(lane, row.masked() ? Wide<Acc>(0) : static_cast<Wide<Acc>>(row.zb) / row.za);
+  }
   MTK_INLINE Acc operator()(Acc ea, Acc eb, int lane) const {
     return (ea * this->high[lane] - eb) + ea * this->low[lane];
   }

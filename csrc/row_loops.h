@@ -36,7 +36,7 @@ struct Sum {
     rest += (value - (sum - back)) + (x - back);
     value = sum;
   }
-  operator double() const { return value + rest; }
+  operator double() const { return std::isfinite(value) ? value + rest : value; }
 };
 
 // What the first pass over a row adds up; `cross` is the loss's own.

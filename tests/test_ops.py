@@ -165,7 +165,12 @@ def test_equal_sides_give_exactly_zero(op, dtype, backend, device):
     for classes in (10, 100, 5000):
         (student,), _ = op.make(((7, classes),), dtype, device)
         loss, *gradients = op.call(_backend(backend), ([student], [student.clone()]), gradients=3)
-        assert loss == 0 and not any(gradient.any() for gradient in gradients)
+        if (
+            op.name == "softmax_cross_entropy"
+        ):  # the loss is the teacher's entropy, which the teacher's gradient lowers
+            assert not gradients[0].any()
+        else:
+            assert loss == 0 and not any(gradient.any() for gradient in gradients)
 
 
 @targets
@@ -184,7 +189,13 @@ def test_large_and_masked_logits(op, backend, device):
     for reduction in ("none", "sum"):
         check(op, _backend(backend), make, reduction=reduction)
     losses, gradient = op.call(_backend(backend), make(0), reduction="none")
-    assert losses.isfinite().all() and gradient.isfinite().all()
+    excluded = op.name in (
+        "softmax_reverse_kl",
+        "logit_mse",
+    )  # infinite where the teacher alone excludes a class
+    finite = [0, 1, 3, 4, 5] if excluded else slice(None)
+    assert losses[finite].isfinite().all() and gradient[finite].isfinite().all()
+    assert losses[2].isinf() == excluded
     assert not losses[3:5].any() and not gradient[3:5].any()
 
 
