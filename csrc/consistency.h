@@ -56,6 +56,7 @@ struct Consistency {
 
 // Where a row begins in an operand, in elements.
 MTK_INLINE int64_t row_offset(const Operand& operand, const int64_t (&row_sizes)[kMaxRowDims], int64_t row) {
+  if (row < row_sizes[kMaxRowDims - 1]) return row * operand.row_strides[kMaxRowDims - 1];
   int64_t offset = 0;
   for (int dim = kMaxRowDims - 1; dim >= 0 && row > 0; --dim) {
     offset += row % row_sizes[dim] * operand.row_strides[dim];

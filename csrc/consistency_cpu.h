@@ -4,6 +4,7 @@
 //
 // A loss is a struct:
 //   Cross               what is added up beside the exponentials (below)
+//   kExact              whether its gradients have a quotient of sums as a large constant: the sums are fp64
 //   kLogits             whether the student's gradient needs x and y, not exponentials alone
 //   Terms, TeacherTerms what a second pass adds up, for loss and gradient, and for the teacher's gradient
 //   OfStudent, OfTeacher  a class's gradient; set(lane, row) prepares each, by the row's sums
@@ -23,7 +24,6 @@ constexpr int64_t kLogitsPerThread = 8 * 1024;  // fewer do not pay for one more
 // nothing
 
 struct NoCross {
-  static constexpr bool kNone = true;
   template <class Acc>
   MTK_INLINE static Acc term(Acc, Acc, Acc, Acc) {
     return 0;
@@ -172,7 +172,11 @@ void sum_rows(const Consistency& args, Block<Acc, L>& block, LossRow (&rows)[L])
     if (args.hard) hard = std::make_unique<HardTarget<Acc, L>>(block);
     if (args.label_smoothing != 0) sum_terms<LogitSum>(block, rows, logit_sums);
     for_each_block<Acc, L>(block.classes, [&](int64_t begin, int64_t end) {
-      add_exponentials<typename Loss::Cross>(block, begin, end, sums);
+      if (Loss::kExact || args.dteacher.data) {
+        add_exponentials<typename Loss::Cross, double>(block, begin, end, sums);
+      } else {
+        add_exponentials<typename Loss::Cross, Acc>(block, begin, end, sums);
+      }
     });
     for (int lane = 0; lane < L; ++lane) rows[lane].take(sums[lane]);
     for (int lane = 0; lane < L && args.has_threshold; ++lane) {

@@ -136,11 +136,20 @@ MTK_INLINE void convert(const Run<Dst, Src>& run) {
   for (int64_t i = 0; i < run.count; ++i) store(&teacher[i], widen(student[i]));
 }
 
+// One run of a pair's elements: the function that is compiled for each instruction set.
+template <class Dst, class Src>
+MTK_CPU_CLONES static void average_or_convert(const Run<Dst, Src>& run, const Launch& launch, bool averages,
+                                              uint64_t first, int k) {
+  if (!averages) return convert(run);
+  const Blend blend(launch.decays[k]);
+  if (blend.from_teacher) return average<true>(run, blend.weight, launch, first, k);
+  return average<false>(run, blend.weight, launch, first, k);
+}
+
 // Elements [start, start + count) of a row and of one of its targets, where its code is `pair` or one that
 // follows it.
 template <int pair>
-MTK_INLINE void run_from(const Row& row, const Target& target, int64_t start, int64_t count,
-                         const Launch& launch, int k) {
+void run_from(const Row& row, const Target& target, int64_t start, int64_t count, const Launch& launch, int k) {
   if constexpr (pair < kDtypes * kDtypes) {
     using Dst = typename TypeOf<static_cast<Dtype>(pair / kDtypes)>::type;
     using Src = typename TypeOf<static_cast<Dtype>(pair % kDtypes)>::type;
@@ -150,11 +159,7 @@ MTK_INLINE void run_from(const Row& row, const Target& target, int64_t start, in
     uint16_t* const low = target.low ? reinterpret_cast<uint16_t*>(target.low) + start : nullptr;
     const Run<Dst, Src> run{reinterpret_cast<Dst*>(target.dst) + start, low,
                             reinterpret_cast<const Src*>(row.src) + start, count};
-    if (!averages) return convert(run);
-    const Blend blend(launch.decays[k]);
-    const uint64_t first = static_cast<uint64_t>(row.first + start);
-    if (blend.from_teacher) return average<true>(run, blend.weight, launch, first, k);
-    return average<false>(run, blend.weight, launch, first, k);
+    average_or_convert(run, launch, averages, static_cast<uint64_t>(row.first + start), k);
   } else {
     const int64_t unit = row.code == kCopyWords ? 4 : 1;
     memcpy(reinterpret_cast<char*>(target.dst) + start * unit,
@@ -163,7 +168,7 @@ MTK_INLINE void run_from(const Row& row, const Target& target, int64_t start, in
 }
 
 // Several averages take turns on blocks, so that the student is read from memory once.
-MTK_INLINE void run_row(const Table& table, int64_t i, int64_t start, int64_t count, const Launch& launch) {
+void run_row(const Table& table, int64_t i, int64_t start, int64_t count, const Launch& launch) {
   const Row& row = table.row(i);
   if (table.averages == 1) return run_from<0>(row, table.targets(i)[0], start, count, launch, 0);
   for (int64_t done = 0; done < count; done += kBlock) {
@@ -174,7 +179,7 @@ MTK_INLINE void run_row(const Table& table, int64_t i, int64_t start, int64_t co
 }
 
 // Elements [begin, end) of the whole table, counted row after row.
-MTK_CPU_CLONES void run_share(const Table& table, int64_t begin, int64_t end, const Launch& launch) {
+void run_share(const Table& table, int64_t begin, int64_t end, const Launch& launch) {
   int64_t row_begin = 0;
   for (int64_t i = 0; row_begin < end; row_begin += table.row(i).count, ++i) {
     const int64_t start = std::max<int64_t>(begin - row_begin, 0);
@@ -186,7 +191,7 @@ MTK_CPU_CLONES void run_share(const Table& table, int64_t begin, int64_t end, co
 // ---- drift
 
 template <class Dst, class Src>
-MTK_INLINE double squared_distance(const Run<Dst, Src>& run) {
+MTK_CPU_CLONES static double squared_distance(const Run<Dst, Src>& run) {
   using Acc = Accumulator<Dst, Src>;
   double total = 0;
   for (int64_t start = 0; start < run.count; start += kBlock) {
@@ -213,7 +218,7 @@ MTK_INLINE double squared_distance(const Run<Dst, Src>& run) {
 }
 
 template <int pair>
-MTK_INLINE double distance_from(const Row& row, const Target& target) {
+double distance_from(const Row& row, const Target& target) {
   if constexpr (pair < kDtypes * kDtypes) {
     using Dst = typename TypeOf<static_cast<Dtype>(pair / kDtypes)>::type;
     using Src = typename TypeOf<static_cast<Dtype>(pair % kDtypes)>::type;
@@ -226,7 +231,7 @@ MTK_INLINE double distance_from(const Row& row, const Target& target) {
 }
 
 // One row of a table of pieces, and its part of each average's drift.
-MTK_CPU_CLONES void run_piece(const Table& table, int64_t i, const Launch& launch, double* distances) {
+void run_piece(const Table& table, int64_t i, const Launch& launch, double* distances) {
   run_row(table, i, 0, table.row(i).count, launch);
   for (int k = 0; k < table.averages; ++k) distances[k] = distance_from<0>(table.row(i), table.targets(i)[k]);
 }

@@ -18,7 +18,11 @@ namespace mtk {
 inline void check(cudaError_t error, const char* op) {
   if (error == cudaSuccess) return;
   cudaGetLastError();  // or the next launch would report it again
-  throw std::runtime_error(std::string(op) + ": CUDA error: " + cudaGetErrorString(error));
+  std::string text = std::string(op) + ": CUDA error: " + cudaGetErrorString(error);
+  if (error == cudaErrorNoKernelImageForDevice) {
+    text += "; the kernels are built for sm " MTK_CUDA_ARCHS ", reinstall with MTKERNELS_CUDA_ARCHS";
+  }
+  throw std::runtime_error(text);
 }
 
 class DeviceGuard {

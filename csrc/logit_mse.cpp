@@ -14,7 +14,8 @@ MTK_INLINE Acc distance(Acc x, Acc y) {
 
 struct LogitMse {
   using Cross = NoCross;
-  static constexpr bool kSoftmax = false, kLogits = true, kTerms = true, kTeacherTerms = false;
+  static constexpr bool kSoftmax = false, kExact = false, kLogits = true, kTerms = true,
+                        kTeacherTerms = false;
 
   static double loss(const LossRow& row) { return row.terms[0] / static_cast<double>(row.classes); }
 

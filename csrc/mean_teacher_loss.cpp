@@ -128,7 +128,7 @@ struct ObjectiveRows {
     maxima(block);
     for (int lane = 0; lane < L; ++lane) block.ma[lane] = block.mb[lane] = finite_max(block.ma[lane]);
     for_each_block<Acc, L>(args.classes, [&](int64_t begin, int64_t end) {
-      add_exponentials<NoCross>(block, begin, end, sums);
+      add_exponentials<NoCross, Acc>(block, begin, end, sums);
     });
     for (int lane = 0; lane < L; ++lane) rows[lane].take(sums[lane]);
     add_class(block, rows, totals);

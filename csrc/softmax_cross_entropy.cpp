@@ -8,10 +8,10 @@ namespace mtk {
 namespace {
 
 struct SoftmaxCrossEntropy {
-  static constexpr bool kSoftmax = true, kLogits = false, kTerms = false, kTeacherTerms = false;
+  static constexpr bool kSoftmax = true, kExact = false, kLogits = false, kTerms = false,
+                        kTeacherTerms = false;
 
   struct Cross {
-    static constexpr bool kNone = false;
     template <class Acc>
     MTK_INLINE static Acc term(Acc, Acc eb, Acc x, Acc) {
       return eb * where(eb != 0, x);

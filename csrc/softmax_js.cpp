@@ -32,11 +32,8 @@ struct Logs {
 };
 
 struct SoftmaxJs {
-  // Nothing, but the sums of exponentials in fp64: their rounding would show in the gradients.
-  struct Cross : NoCross {
-    static constexpr bool kNone = false;
-  };
-  static constexpr bool kSoftmax = true, kLogits = false, kTerms = true, kTeacherTerms = false;
+  using Cross = NoCross;
+  static constexpr bool kSoftmax = true, kExact = true, kLogits = false, kTerms = true, kTeacherTerms = false;
 
   static double loss(const LossRow& row) { return (row.terms[0] + row.terms[1]) / 2; }
 

@@ -6,10 +6,10 @@
 namespace mtk {
 
 struct SoftmaxKl {
-  static constexpr bool kSoftmax = true, kLogits = false, kTerms = false, kTeacherTerms = false;
+  static constexpr bool kSoftmax = true, kExact = false, kLogits = false, kTerms = false,
+                        kTeacherTerms = false;
 
   struct Cross {
-    static constexpr bool kNone = false;
     template <class Acc>
     MTK_INLINE static Acc term(Acc, Acc eb, Acc x, Acc y) {
       return eb * where(eb != 0, y - x);

@@ -7,7 +7,7 @@ namespace mtk {
 
 struct SoftmaxMse {
   using Cross = NoCross;
-  static constexpr bool kSoftmax = true, kLogits = false, kTerms = true, kTeacherTerms = true;
+  static constexpr bool kSoftmax = true, kExact = false, kLogits = false, kTerms = true, kTeacherTerms = true;
 
   static double loss(const LossRow& row) {
     return row.terms[0] / (row.zb * row.zb * static_cast<double>(row.classes));

@@ -7,10 +7,9 @@ namespace mtk {
 namespace {
 
 struct SoftmaxReverseKl {
-  static constexpr bool kSoftmax = true, kLogits = true, kTerms = false, kTeacherTerms = false;
+  static constexpr bool kSoftmax = true, kExact = true, kLogits = true, kTerms = false, kTeacherTerms = false;
 
   struct Cross {
-    static constexpr bool kNone = false;
     template <class Acc>
     MTK_INLINE static Acc term(Acc ea, Acc, Acc x, Acc y) {
       return ea * where(ea != 0, x - y);

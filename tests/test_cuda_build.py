@@ -12,9 +12,6 @@ pytestmark = pytest.mark.skipif(
     _C.build_info()["cuda"] is None, reason="a build without CUDA kernels (no nvcc)"
 )
 
-ARCHS = ["75", "80", "86", "89", "90", "100", "120"]
-
-
 def needed_libraries(path: str) -> list[str]:
     """The DT_NEEDED names of a 64-bit little-endian ELF file."""
     with open(path, "rb") as file:
@@ -46,12 +43,12 @@ def test_needs_no_torch_and_no_cuda_library():
 
 
 def test_holds_machine_code_for_every_architecture():
-    if _C.build_info()["cuda_archs"] != ARCHS:
-        pytest.skip(f"a build for chosen architectures: {_C.build_info()['cuda_archs']}")
+    archs = _C.build_info()["cuda_archs"]
+    assert archs
     tool = cuobjdump()
     if tool is None:
         pytest.skip("no cuobjdump on PATH or in Triton")
     elf = subprocess.run([tool, "--list-elf", _C.__file__], capture_output=True, text=True, check=True).stdout
     ptx = subprocess.run([tool, "--list-ptx", _C.__file__], capture_output=True, text=True, check=True).stdout
-    assert [arch for arch in ARCHS if f"sm_{arch}.cubin" not in elf] == []
-    assert f"sm_{ARCHS[-1]}.ptx" in ptx
+    assert [arch for arch in archs if f"sm_{arch}.cubin" not in elf] == []
+    assert f"sm_{archs[-1]}.ptx" in ptx

@@ -25,6 +25,7 @@ def build(folder: Path) -> Path:
     options = [
         *OPTIONS,
         "-DMTK_CUDA",
+        '-DMTK_CUDA_ARCHS="emulated"',
         *(f"-D{op}_cpu={op}_cuda" for op in OPS),
         *(f"-I{path}" for path in includes),
     ]
