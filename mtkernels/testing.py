@@ -363,7 +363,8 @@ def check(op: Op, backend: ModuleType, make_inputs: Callable[[int], tuple], **op
     while len(runs) < 2 or (len(runs) < 64 and numbers < 1024 * 64):
         inputs = make_inputs(len(runs))
         runs.append(_run(op, backend, inputs, options))
-        numbers += 1024 + sum(tensor.numel() for tensors in inputs for tensor in tensors)
+        drawn = sum(tensor.numel() for tensors in inputs for tensor in tensors)
+        numbers += 1024 + drawn if drawn else 1024 * 64  # of none no second is different
     for index, outputs in enumerate(zip(*runs, strict=True)):
         yardstick = max(run.yardstick_error for run in outputs)
         for run in outputs:
