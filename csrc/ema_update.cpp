@@ -149,7 +149,8 @@ MTK_CPU_CLONES static void average_or_convert(const Run<Dst, Src>& run, const La
 // Elements [start, start + count) of a row and of one of its targets, where its code is `pair` or one that
 // follows it.
 template <int pair>
-void run_from(const Row& row, const Target& target, int64_t start, int64_t count, const Launch& launch, int k) {
+void run_from(const Row& row, const Target& target, int64_t start, int64_t count, const Launch& launch,
+              int k) {
   if constexpr (pair < kDtypes * kDtypes) {
     using Dst = typename TypeOf<static_cast<Dtype>(pair / kDtypes)>::type;
     using Src = typename TypeOf<static_cast<Dtype>(pair % kDtypes)>::type;

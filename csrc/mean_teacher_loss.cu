@@ -141,7 +141,7 @@ __device__ void run_objective(const MeanTeacherLoss& args, const Logits<typename
   part.sums(group, row, sums);
   const double classes = static_cast<double>(args.classes), z0 = sums[0], z1 = sums[1], head = sums[kHead];
   const double* const own = sums + kSides;
-  if (row.invalid) losses[kClass] = static_cast<double>(NAN);
+  if (row.invalid) losses[kClass] = static_cast<double>(NAN), row.by_class = static_cast<Acc>(NAN);
   if (row.has_label() && z0 != 0) {
     losses[kClass] = logarithm(z0) - static_cast<double>(part.scaled(0, row.own[0]));
     row.inverse_class = static_cast<Acc>(1 / z0);

@@ -12,6 +12,7 @@ pytestmark = pytest.mark.skipif(
     _C.build_info()["cuda"] is None, reason="a build without CUDA kernels (no nvcc)"
 )
 
+
 def needed_libraries(path: str) -> list[str]:
     """The DT_NEEDED names of a 64-bit little-endian ELF file."""
     with open(path, "rb") as file:

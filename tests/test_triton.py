@@ -217,14 +217,12 @@ def _compile_others() -> None:
         for pairs in ([(F32, F32)], list(itertools.product(FLOATS, FLOATS))):
             triton.multi_tensor_dot(*_pairs(pairs), with_norms)
     ensemble, sharpen = OPS["temporal_ensemble_"], OPS["sharpen"]
-    for dtype, shape in itertools.product((F32, F64, BF16), ((64, 10), (64, 1000), (2, 20000))):
+    for dtype, shape in ((F32, (64, 10)), (F64, (64, 1000)), (BF16, (2, 20000))):
         for options in ensemble.options:
             ensemble.call(triton, ensemble.make((shape,), dtype), **options)
-        for correction in ("bias", "renormalize"):
-            ensemble.call(
-                triton, ensemble.make((shape,), dtype), correction=correction, updates=torch.ones(1).int()
-            )
-        for temperature, dim in itertools.product((0.5, torch.tensor(0.5)), (0, -1)):
+        updates = torch.ones(1).int()
+        ensemble.call(triton, ensemble.make((shape,), dtype), correction="bias", updates=updates)
+        for temperature, dim in ((0.5, 0), (torch.tensor(0.5), -1)):
             sharpen.call(triton, sharpen.make((shape,), dtype), temperature=temperature, dim=dim)
 
 

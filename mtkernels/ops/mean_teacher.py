@@ -54,7 +54,7 @@ def mean_teacher_loss(
             bfloat16, float32 or float64.
         teacher: raw logits of the teacher's class head, of that shape. A constant.
         labels: int64 or int32, the student's shape without `dim`; ignore_index where a row has none. On a GPU the host
-            does not look at them: one out of range makes total NaN.
+            does not look at them: one out of range makes total and its row's gradient NaN.
         second: raw logits of the student's second head, which is held against the teacher in place of the first.
         dim: the dim of the classes.
         consistency: "mse", or "kl".

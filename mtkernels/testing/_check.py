@@ -1,0 +1,104 @@
+"""How a backend is held against the reference.
+
+The reference runs twice: on the inputs in float64 it is the truth, on the inputs as they are it is the yardstick. A
+backend may be off by twice the yardstick's error plus one rounding of the output, and by no more.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from mtkernels.backends import reference
+from mtkernels.testing._ops import Op
+
+__all__ = ["check"]
+
+
+def check(op: Op, backend: ModuleType, make_inputs: Callable[[int], tuple], **options) -> None:
+    """Asserts that a backend is no worse than the reference on the same inputs, and that it leaves them as they are.
+
+    make_inputs(seed) gives the inputs. The largest error of few numbers is luck: small cases are drawn again and again.
+    """
+    runs, numbers = [], 0
+    while len(runs) < 2 or (len(runs) < 64 and numbers < 1024 * 64):
+        inputs = make_inputs(len(runs))
+        runs.append(_run(op, backend, inputs, options))
+        drawn = sum(tensor.numel() for tensors in inputs for tensor in tensors)
+        numbers += 1024 + drawn if drawn else 1024 * 64  # of none no second is different
+    for index, outputs in enumerate(zip(*runs, strict=True)):
+        yardstick = max(run.yardstick_error for run in outputs)
+        for run in outputs:
+            excess = (
+                (run.error - 2 * yardstick - run.rounding).max()
+                if run.error.numel()
+                else run.error.new_zeros(())
+            )
+            assert excess <= 0, (
+                f"{op.name} output {index}: off by {run.error.max():.3g} where the reference is off by {yardstick:.3g}"
+            )
+
+
+@dataclass(frozen=True)
+class _Run:
+    error: Tensor  # of each finite element of one output
+    rounding: Tensor  # half a unit in the last place of the truth
+    yardstick_error: float  # the largest
+
+
+def _run(op: Op, backend: ModuleType, inputs, options) -> list[_Run]:
+    before = [[tensor.clone() for tensor in tensors] for tensors in inputs]
+    outputs = op.call(backend, inputs, **options)
+    for tensors, copies in zip(inputs, before, strict=True):
+        for tensor, copy in zip(tensors, copies, strict=True):
+            assert torch.equal(_bits(tensor), _bits(copy)), f"{op.name} wrote to an input"
+    truths = op.call(reference, _as(inputs, torch.float64), **options)
+    yardsticks = op.call(reference, inputs, **options)
+    scale = 1.0
+    if any(tensor.dtype == torch.float64 for tensors in inputs for tensor in tensors):
+        # The truth is no better than float64: the yardstick is the float32 run scaled to float64's last place, and
+        # counts once more for the truth.
+        narrow = _as(inputs, torch.float32)
+        scale = 2 * torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
+        narrow_truths = op.call(reference, _as(narrow, torch.float64), **options)
+        errors = [
+            (y.double() - t).abs()
+            for y, t in zip(op.call(reference, narrow, **options), narrow_truths, strict=True)
+        ]
+    else:
+        errors = [(y.double() - t).abs() for y, t in zip(yardsticks, truths, strict=True)]
+    return [_measure(*row, scale) for row in zip(outputs, truths, yardsticks, errors, strict=True)]
+
+
+def _measure(output: Tensor, truth: Tensor, yardstick: Tensor, error: Tensor, scale: float) -> _Run:
+    assert output.dtype == yardstick.dtype, (
+        f"dtype {output.dtype} where the reference gives {yardstick.dtype}"
+    )
+    assert output.shape == yardstick.shape, (
+        f"shape {output.shape} where the reference gives {yardstick.shape}"
+    )
+    assert torch.equal(output.isnan(), yardstick.isnan()), (
+        "NaN where the reference has none, or none where it has"
+    )
+    assert torch.equal(output.isinf(), yardstick.isinf()), (
+        "infinite where the reference is not, or not where it is"
+    )
+    if not output.is_floating_point():  # counts
+        assert torch.equal(output, truth), f"{output.tolist()} where the reference counts {truth.tolist()}"
+        return _Run(output.new_zeros(0, dtype=torch.float64), output.new_zeros(0, dtype=torch.float64), 0.0)
+    info = torch.finfo(output.dtype)
+    finite = output.isfinite()
+    rounding = torch.clamp(truth[finite].abs(), min=info.smallest_normal) * info.eps / 2
+    largest = float(error[error.isfinite()].max()) if error.isfinite().any() else 0.0
+    return _Run((output[finite].double() - truth[finite]).abs(), rounding, largest * scale)
+
+
+def _as(inputs, dtype: torch.dtype):
+    """The floating inputs in another dtype, strides kept."""
+    return tuple([t.to(dtype) if t.is_floating_point() else t for t in tensors] for tensors in inputs)
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
