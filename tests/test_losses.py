@@ -1,9 +1,8 @@
-"""What the losses' options mean, said once more in torch's own words; modules, vmap, autocast, sizes past 2^31."""
+"""What the losses' options mean, said once more in torch's own words; vmap, autocast, sizes past 2^31."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 import mtkernels
 from mtkernels.backends import native
@@ -165,33 +164,6 @@ def test_autocast_keeps_the_precision_of_the_accumulator(name):
         loss = call(name, student.requires_grad_(), teacher)
     assert loss.dtype == torch.float32
     assert torch.equal(loss, call(name, student, teacher))
-
-
-@family
-def test_modules_say_what_they_hold(name):
-    module = {
-        "softmax_mse": mtkernels.nn.SoftmaxMSE,
-        "softmax_kl": mtkernels.nn.SoftmaxKL,
-        "softmax_reverse_kl": mtkernels.nn.SoftmaxReverseKL,
-        "softmax_js": mtkernels.nn.SoftmaxJS,
-        "softmax_cross_entropy": mtkernels.nn.SoftmaxCrossEntropy,
-        "logit_mse": mtkernels.nn.LogitMSE,
-    }[name](dim=1, reduction="sum")
-    student, teacher = logits(4, 5)
-    weight = torch.rand(4)
-    assert torch.equal(
-        module(student, teacher, weight=weight),
-        call(name, student, teacher, dim=1, reduction="sum", weight=weight),
-    )
-    assert repr(nn.Sequential(module)).splitlines()[1].endswith("(dim=1, reduction='sum')")
-    with pytest.raises(TypeError, match=r"temperatur must be one of dim, reduction.*, got another option"):
-        type(module)(temperatur=2.0)
-
-
-def test_a_module_takes_its_center_along():
-    module = mtkernels.nn.SoftmaxKL(center=torch.ones(5))
-    assert module.double().center.dtype == torch.float64
-    assert "center=tensor[5]" in repr(module)
 
 
 def test_the_peak_of_memory_is_the_gradient():
