@@ -11,6 +11,7 @@
 //   loss(row)           the row's loss
 #pragma once
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "logits_cpu.h"
@@ -124,20 +125,14 @@ struct HardTarget {
   Acc a[L];  // the student's logit there
 
   explicit HardTarget(const Block<Acc, L>& block) {
-    for (int lane = 0; lane < L; ++lane) {
-      int64_t best = 0;
-      for (int64_t c = 1; c < block.classes; ++c) {
-        const Acc b = block.b[c * L + lane], most = block.b[best * L + lane];
-        if (b > most || (b != b && most == most)) best = c;  // NaN is the largest, as in torch
-      }
-      index[lane] = best;
-      a[lane] = block.a[best * L + lane];
-    }
+    first_largest(block.b, block.classes, block.mb, index);
+    for (int lane = 0; lane < L; ++lane) a[lane] = block.a[index[lane] * L + lane];
   }
   void replace(const Block<Acc, L>& block, LossRow (&rows)[L]) const {
+    std::fill_n(block.eb, block.classes * L, Acc(0));
     for (int lane = 0; lane < L; ++lane) {
       if (rows[lane].masked()) continue;
-      for (int64_t c = 0; c < block.classes; ++c) block.eb[c * L + lane] = c == index[lane];
+      block.eb[index[lane] * L + lane] = 1;
       rows[lane].zb = 1;
       rows[lane].cross = (a[lane] - block.ma[lane]) * block.sa;
     }
@@ -157,19 +152,19 @@ void sum_rows(const Consistency& args, Block<Acc, L>& block, LossRow (&rows)[L])
   maxima(block);
   if constexpr (!Loss::kSoftmax) {
     for (int lane = 0; lane < L; ++lane) {
-      const Acc none = -std::numeric_limits<Acc>::infinity();
-      rows[lane].za = block.ma[lane] != none, rows[lane].zb = block.mb[lane] != none;
+      rows[lane].za = !masked_side(block.a, block.ma[lane], block.classes, L, lane);
+      rows[lane].zb = !masked_side(block.b, block.mb[lane], block.classes, L, lane);
       block.ma[lane] = block.mb[lane] = 0;
     }
     block.sa = block.sb = 1;
   } else {
+    std::optional<HardTarget<Acc, L>> hard;
+    if (args.hard) hard.emplace(block);
     for (int lane = 0; lane < L; ++lane) {
       block.ma[lane] = finite_max(block.ma[lane]), block.mb[lane] = finite_max(block.mb[lane]);
     }
     Sums sums[L] = {};
     Terms logit_sums[L] = {};
-    std::unique_ptr<const HardTarget<Acc, L>> hard;
-    if (args.hard) hard = std::make_unique<HardTarget<Acc, L>>(block);
     if (args.label_smoothing != 0) sum_terms<LogitSum>(block, rows, logit_sums);
     for_each_block<Acc, L>(block.classes, [&](int64_t begin, int64_t end) {
       if (Loss::kExact || args.dteacher.data) {
@@ -308,21 +303,21 @@ inline double sum_pairwise(const double* values, size_t count) {
   return sum;
 }
 
-// Shares the rows among threads, whole tiles each, and reduces their losses in order: the same bits for any
-// thread count.
+// Shares the rows among threads, whole tiles each where there are tiles, and reduces their losses in order:
+// the same bits for any thread count.
 template <class Loss, class Acc>
 void run_threads(const Consistency& args) {
   const bool tiled = in_tiles(args.classes, args.student, args.teacher);
   std::vector<double> losses(static_cast<size_t>(args.rows));
-  const int64_t scratch_size = 5 * args.classes * (tiled ? kLanes : 1);
-  const int64_t tiles = (args.rows + kLanes - 1) / kLanes;
+  const int64_t unit = tiled ? kLanes : 1, units = (args.rows + unit - 1) / unit;
+  const int64_t scratch_size = 5 * args.classes * unit;
   const int threads = threads_for(args.rows * args.classes, kLogitsPerThread);
   const std::unique_ptr<Acc[]> scratch(new Acc[static_cast<size_t>(scratch_size * threads)]);
   int64_t kept = 0;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1) reduction(+ : kept)
   for (int thread = 0; thread < threads; ++thread) {
-    const int64_t begin = tiles * thread / threads * kLanes;
-    const int64_t end = std::min(args.rows, tiles * (thread + 1) / threads * kLanes);
+    const int64_t begin = units * thread / threads * unit;
+    const int64_t end = std::min(args.rows, units * (thread + 1) / threads * unit);
     Share share{losses.data()};
     Acc* own = scratch.get() + scratch_size * thread;
     tiled ? run_rows<Loss, Acc, kLanes>(args, begin, end, own, share)

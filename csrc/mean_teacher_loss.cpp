@@ -59,11 +59,10 @@ MTK_CPU_CLONES int64_t rank_of(const Acc* logits, int64_t label, int lane, int64
   return ahead;
 }
 
-// Adds the squares of a - d, lane by lane, and factor * (a - d) onto one gradient and off the other.
-template <class Acc, int L>
-MTK_CPU_CLONES void add_distance(const Acc* a, const Acc* d, int64_t classes, Acc factor, Acc* da, Acc* dd,
-                                 double (&squares)[kLanes]) {
-  const int64_t size = classes * L, whole = size / kLanes * kLanes;
+// Adds the squares of a - d, lane by lane.
+template <class Acc>
+MTK_CPU_CLONES void add_squares(const Acc* a, const Acc* d, int64_t size, double (&squares)[kLanes]) {
+  const int64_t whole = size / kLanes * kLanes;
   for (int64_t i = 0; i < whole; i += kLanes) {
 #pragma omp simd
     for (int k = 0; k < kLanes; ++k) {
@@ -75,7 +74,11 @@ MTK_CPU_CLONES void add_distance(const Acc* a, const Acc* d, int64_t classes, Ac
     const double distance = where(a[i] != d[i], a[i] - d[i]);
     squares[i - whole] += distance * distance;
   }
-  if (!da) return;
+}
+
+// Adds factor * (a - d) onto one gradient and takes it off the other.
+template <class Acc>
+MTK_CPU_CLONES void add_along(const Acc* a, const Acc* d, int64_t size, Acc factor, Acc* da, Acc* dd) {
 #pragma omp simd
   for (int64_t i = 0; i < size; ++i) {
     const Acc along = factor * where(a[i] != d[i], a[i] - d[i]);
@@ -162,16 +165,33 @@ struct ObjectiveRows {
     totals.counts[kTeacherTop1] += of_teacher < 1, totals.counts[kTeacherTop5] += of_teacher < 5;
   }
 
+  // A row that is -inf throughout in one head has no distance.
+  bool masked(int lane) const {
+    constexpr Acc kNone = -std::numeric_limits<Acc>::infinity();
+    return masked_side(a, kNone, args.classes, L, lane) || masked_side(d, kNone, args.classes, L, lane);
+  }
+
   void add_distances(Totals& totals) {
     const double cost = args.logit_distance_cost.get(),
                  scale = row_scale() / static_cast<double>(args.classes);
+    std::fill_n(totals.distances + first, lanes, 0.0);
+    if (cost == 0) return;
     double squares[kLanes] = {};
-    if (cost != 0) {
-      add_distance<Acc, L>(a, d, args.classes, static_cast<Acc>(2 * cost * scale), da, dd, squares);
-      if (L == 1) squares[0] = std::accumulate(squares, squares + kLanes, 0.0);
-    }
+    bool counted[L];
+    add_squares(a, d, args.classes * L, squares);
+    if (L == 1) squares[0] = std::accumulate(squares, squares + kLanes, 0.0);
     for (int lane = 0; lane < lanes; ++lane) {
-      totals.distances[first + lane] = cost != 0 ? cost * scale * squares[lane] : 0;
+      counted[lane] = std::isfinite(squares[lane]) || !masked(lane);
+      if (counted[lane]) totals.distances[first + lane] = cost * scale * squares[lane];
+    }
+    if (!da) return;
+    const Acc factor = static_cast<Acc>(2 * cost * scale);
+    if (std::all_of(counted, counted + lanes, [](bool row) { return row; })) {
+      return add_along(a, d, args.classes * L, factor, da, dd);
+    }
+    for (int64_t i = 0; i < args.classes * L; ++i) {
+      if (const int64_t lane = i % L; lane < lanes && counted[lane])
+        add_along(a + i, d + i, 1, factor, da + i, dd + i);
     }
   }
 };
@@ -231,8 +251,8 @@ void run_shares(const MeanTeacherLoss& args) {
   const bool tiled = in_tiles(args.classes, args.student, args.teacher);
   const size_t rows = static_cast<size_t>(args.rows);
   std::vector<double> losses(3 * rows, 0.0);
-  const int64_t scratch_size = kBuffers * args.classes * (tiled ? kLanes : 1);
-  const int64_t tiles = (args.rows + kLanes - 1) / kLanes;
+  const int64_t unit = tiled ? kLanes : 1, units = (args.rows + unit - 1) / unit;
+  const int64_t scratch_size = kBuffers * args.classes * unit;
   const int threads = threads_for(args.rows * args.classes, kLogitsPerThread);
   const std::unique_ptr<Acc[]> scratch(new Acc[static_cast<size_t>(scratch_size * threads)]);
   std::vector<Totals> totals(static_cast<size_t>(threads),
@@ -240,8 +260,8 @@ void run_shares(const MeanTeacherLoss& args) {
   const double class_scale = class_scale_of(args);
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int thread = 0; thread < threads; ++thread) {
-    const int64_t begin = tiles * thread / threads * kLanes;
-    const int64_t end = std::min(args.rows, tiles * (thread + 1) / threads * kLanes);
+    const int64_t begin = units * thread / threads * unit;
+    const int64_t end = std::min(args.rows, units * (thread + 1) / threads * unit);
     Acc* own = scratch.get() + scratch_size * thread;
     Totals& share = totals[static_cast<size_t>(thread)];
     tiled ? run_objective<Loss, Acc, kLanes>(args, class_scale, begin, end, own, share)

@@ -82,6 +82,58 @@ MTK_CPU_CLONES static void maxima(Block<Acc, L>& block) {
   for (int lane = 0; lane < L; ++lane) block.ma[lane] = ma[lane], block.mb[lane] = mb[lane];
 }
 
+// Whether a side of a lane is -inf throughout; `max` is what `maxima` found, which passes NaN over.
+template <class Acc>
+bool masked_side(const Acc* side, Acc max, int64_t classes, int lanes, int lane) {
+  constexpr Acc kNone = -std::numeric_limits<Acc>::infinity();
+  if (max != kNone) return false;
+  for (int64_t c = 0; c < classes; ++c) {
+    if (side[c * lanes + lane] != kNone) return false;
+  }
+  return true;
+}
+
+// The first largest class, NaN counting as the largest, as in torch; `max` is what `maxima` found.
+template <class Acc>
+MTK_CPU_CLONES static void first_largest(const Acc* b, int64_t classes, const Acc (&max)[1],
+                                         int64_t (&index)[1]) {
+  constexpr int64_t kStep = 256;
+  const Acc most = max[0];
+  int64_t first = -1;
+  for (int64_t begin = 0; begin < classes; begin += kStep) {
+    const int64_t end = std::min(classes, begin + kStep);
+    int equal = 0, unordered = 0;
+#pragma omp simd reduction(| : equal, unordered)
+    for (int64_t c = begin; c < end; ++c) equal |= b[c] == most, unordered |= b[c] != b[c];
+    if (first < 0 && equal) {
+      for (first = begin; b[first] != most;) ++first;
+    }
+    if (unordered) {
+      for (first = begin; b[first] == b[first];) ++first;
+      break;
+    }
+  }
+  index[0] = std::max<int64_t>(first, 0);
+}
+
+template <class Acc, int L>
+MTK_CPU_CLONES static void first_largest(const Acc* b, int64_t classes, const Acc (&)[L],
+                                         int64_t (&index)[L]) {
+  Acc most[L];
+  int best[L] = {};  // a tile has few classes
+  std::copy_n(b, L, most);
+  for (int c = 1; c < classes; ++c) {
+#pragma omp simd
+    for (int lane = 0; lane < L; ++lane) {
+      const Acc x = b[c * L + lane];
+      const bool larger = (x > most[lane]) | ((x != x) & (most[lane] == most[lane]));
+      most[lane] = larger ? x : most[lane];
+      best[lane] = larger ? c : best[lane];
+    }
+  }
+  std::copy_n(best, L, index);
+}
+
 // Exponentials of classes [begin, end), their sums, and the sum of Cross::term. Total: of what the sums of a
 // row are, the accumulator or fp64, which costs 0.1 ns a logit; a tile's are fp64.
 template <class Cross, class Total, class Acc>

@@ -39,7 +39,8 @@ MTK_INLINE float exp_nonpositive(float x) {
 MTK_INLINE double exp_nonpositive(double x) { return std::exp(x); }
 
 // log(u) for 0 < u <= 2 with u = 1 + r, in fp32: e ln 2 + log(1 + f), where 1 + f lies in [sqrt(1/2),
-// sqrt(2)). f comes from r unless u is small, so that small r lose nothing. Of 0: some finite number.
+// sqrt(2)). f comes from r unless u is small, so that small r lose nothing. Of 0: some finite number; of NaN:
+// NaN.
 MTK_INLINE float log_near(float u, float r) {
   const int32_t bits = bit_cast<int32_t>(u) - 0x3f3504f3;  // of sqrt(1/2)
   const int32_t exponent = bits >> 23;
@@ -56,10 +57,10 @@ MTK_INLINE float log_near(float u, float r) {
   poly = poly * f - 2.4999993993e-1f;
   poly = poly * f + 3.3333331174e-1f;
   const float square = f * f;
-  const float tail = (poly * f * square + e * -2.12194440e-4f) - 0.5f * square;
+  const float tail = (poly * f * square + (e * -2.12194440e-4f + 0.0f * r)) - 0.5f * square;
   return (f + tail) + e * 0.693359375f;
 }
 
-MTK_INLINE double log_near(double u, double r) { return r > -0.5 ? std::log1p(r) : u > 0 ? std::log(u) : 0; }
+MTK_INLINE double log_near(double u, double r) { return r > -0.5 ? std::log1p(r) : u == 0 ? 0 : std::log(u); }
 
 }  // namespace mtk
