@@ -1,4 +1,7 @@
-"""The native module: checks arguments and runs the CPU and CUDA kernels. csrc/bindings.cpp, csrc/ema_bindings.cpp."""
+"""The native module: checks arguments and runs the CPU and CUDA kernels.
+
+csrc/bindings.cpp, with ema_bindings.cpp, loss_bindings.cpp and target_bindings.cpp.
+"""
 
 from collections.abc import Sequence
 from typing import TypedDict

@@ -22,8 +22,9 @@ def softmax_mse(
 ) -> Tensor | LossAndUtilization:
     """Mean squared error between the softmax of two tensors of logits.
 
-    With p = softmax(student / student_temperature), q = softmax((teacher - center) / teacher_temperature), C classes:
-    row loss = (1/C) sum_c (p_c - q_c)^2,   d/dstudent_c = (2/C) p_c ((p_c - q_c) - sum_k p_k (p_k - q_k))
+    With T = student_temperature, p = softmax(student / T), q = softmax((teacher - center) / teacher_temperature) and C
+    classes:
+    row loss = (1/C) sum_c (p_c - q_c)^2,   d/dstudent_c = (2/C) p_c ((p_c - q_c) - sum_k p_k (p_k - q_k)) / T
 
     Args:
         student, teacher: raw logits of one shape, `[rows, classes]` or any with the classes along `dim`; float16,
@@ -71,8 +72,8 @@ def softmax_kl(
 ) -> Tensor | LossAndUtilization:
     """Kullback-Leibler divergence of a student's softmax from a teacher's: KL(q || p), in nats.
 
-    With p = softmax(student / student_temperature), q = softmax((teacher - center) / teacher_temperature):
-    row loss = sum_c q_c (log q_c - log p_c),   d/dstudent_c = p_c - q_c
+    With T = student_temperature, p = softmax(student / T), q = softmax((teacher - center) / teacher_temperature):
+    row loss = sum_c q_c (log q_c - log p_c),   d/dstudent_c = (p_c - q_c) / T
 
     Args:
         reduction: "mean" equals `F.kl_div(log p, q, reduction="batchmean")` of `[rows, classes]`.
@@ -108,8 +109,8 @@ def softmax_reverse_kl(
 ) -> Tensor | LossAndUtilization:
     """Reverse Kullback-Leibler divergence: KL(p || q) of a teacher's softmax from a student's, in nats.
 
-    With p and q as in `softmax_kl`:
-    row loss = sum_c p_c (log p_c - log q_c),   d/dstudent_c = p_c ((log p_c - log q_c) - row loss)
+    With T, p and q as in `softmax_kl`:
+    row loss = sum_c p_c (log p_c - log q_c),   d/dstudent_c = p_c ((log p_c - log q_c) - row loss) / T
 
     Args:
         student, teacher, dim, reduction, student_temperature, teacher_temperature, center, weight, threshold,
@@ -143,8 +144,8 @@ def softmax_js(
 ) -> Tensor | LossAndUtilization:
     """Jensen-Shannon divergence between a student's softmax and a teacher's, in nats: at most log 2.
 
-    With p and q as in `softmax_kl`, m = (p + q) / 2:
-    row loss = (KL(p || m) + KL(q || m)) / 2,   d/dstudent_c = p_c (log(p_c / m_c) - KL(p || m)) / 2
+    With T, p and q as in `softmax_kl`, m = (p + q) / 2:
+    row loss = (KL(p || m) + KL(q || m)) / 2,   d/dstudent_c = p_c (log(p_c / m_c) - KL(p || m)) / (2 T)
 
     Args:
         student, teacher, dim, reduction, student_temperature, teacher_temperature, center, weight, threshold,
@@ -180,8 +181,8 @@ def softmax_cross_entropy(
 ) -> Tensor | LossAndUtilization:
     """Cross-entropy of a student's softmax against a teacher's, or against the teacher's pseudo-labels, in nats.
 
-    With p and q as in `softmax_kl`, s = label_smoothing, and the target t = (1 - s) q + s / C:
-    row loss = -sum_c t_c log p_c,   d/dstudent_c = p_c - t_c
+    With T, p and q as in `softmax_kl`, s = label_smoothing, and the target t = (1 - s) q + s / C:
+    row loss = -sum_c t_c log p_c,   d/dstudent_c = (p_c - t_c) / T
 
     Args:
         hard: q becomes 1 at the teacher's largest class (the first of equal ones) and 0 elsewhere: with a threshold,
@@ -191,7 +192,9 @@ def softmax_cross_entropy(
             two_sided, return_utilization: as in `softmax_mse`; two_sided takes soft targets only.
 
     Returns:
-        As `softmax_mse`. A class that only the student excludes makes the loss infinite.
+        As `softmax_mse`. Infinite where the student excludes a class of the target: one that the teacher does not
+        exclude; with hard the label's; with label_smoothing any, even one that both exclude. Of equal sides the
+        entropy, without a gradient (soft targets, no smoothing).
 
     Raises:
         TypeError, ValueError: naming the argument.

@@ -15,7 +15,10 @@ _OP = "mean_teacher_loss"
 
 
 class MeanTeacherLoss(NamedTuple):
-    """total has a gradient; the rest is for the log. Counts are int64 0-d tensors over the labeled rows."""
+    """What `mean_teacher_loss` returns (the module is `mtkernels.nn.MeanTeacherLoss`).
+
+    total has a gradient; the rest is for the log. Counts are int64 0-d tensors over the labeled rows.
+    """
 
     total: Tensor
     class_loss: Tensor
