@@ -229,8 +229,7 @@ struct Share {
 template <int L>
 void read_weights(const Consistency& args, int64_t first, int lanes, LossRow (&rows)[L]) {
   for (int lane = 0; lane < L; ++lane) {
-    rows[lane] = LossRow{};
-    rows[lane].classes = args.classes, rows[lane].smoothing = args.label_smoothing;
+    rows[lane].weight = 1, rows[lane].kept = true;
     if (!args.weight.data || lane >= lanes) continue;
     const int64_t offset = row_offset(args.weight, args.row_sizes, first + lane);
     visit(args.weight.dtype, [&](auto type) {
@@ -255,6 +254,8 @@ template <class Loss, class Acc, int L>
 void run_rows(const Consistency& args, int64_t begin, int64_t end, Acc* scratch, Share& share) {
   const int64_t size = args.classes * L;
   const bool apart = L == 1 || Loss::kLogits || args.dteacher.data;  // exponentials beside the logits
+  LossRow rows[L];
+  for (LossRow& row : rows) row.classes = args.classes, row.smoothing = args.label_smoothing;
   for (int64_t first = begin; first < end; first += L) {
     const int lanes = static_cast<int>(std::min<int64_t>(L, end - first));
     const auto rows_of = [&](const Operand& operand) {
@@ -281,7 +282,6 @@ void run_rows(const Consistency& args, int64_t begin, int64_t end, Acc* scratch,
                         static_cast<Acc>(args.teacher_scale),
                         {},
                         {}};
-    LossRow rows[L];
     double losses[L];
     read_weights(args, first, lanes, rows);
     Acc* to_teacher = args.dteacher.data ? scratch + 4 * size : nullptr;
