@@ -17,8 +17,9 @@ help:  ## this list
 demo: $(VENV)/.train  ## 20 labels: supervised-only against Mean Teacher, on real digits
 	$(BIN)/mtkernels demo
 
+# Two files at a time; threads that wait must not spin then.
 test: $(VENV)/.dev  ## the tests
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: $(VENV)/.dev  ## speed against other libraries; a table, a CSV and a plot under bench/results
 	@mkdir -p bench/results/local
