@@ -104,6 +104,7 @@ def interleaved(benchmark, request, facts):
             peer=peer,
             note=series.note,
             host_seconds=statistics.median(series.host_times) if series.host_times else None,
+            peak_bytes=series.peak,
             **measured.sizes,
         )
         benchmark.pedantic(

@@ -4,12 +4,14 @@ So what drifts (clocks, other users of the machine) falls on all of them alike, 
 median of the ratios within rounds.
 """
 
+import ctypes
 import gc
 import random
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -27,6 +29,7 @@ class Series:
     times: list[float] = field(default_factory=list)
     host_times: list[float] = field(default_factory=list)  # GPU: until the call returns, nothing waited for
     iterations: int = 1  # calls in a round
+    peak: int | None = None  # bytes that a call has allocated at most, beyond what stood before it
     note: str = ""
     error: str | None = None
 
@@ -40,6 +43,7 @@ def session(case: Case, factories: dict[str, Factory], seconds: float) -> dict[s
         if series[name].error is None:
             steps[name] = candidate.step
             series[name].note = candidate.note
+            series[name].peak = peak_bytes(candidate, case.device)
     gc.collect()
     if not steps:
         return series
@@ -64,6 +68,32 @@ def prepare(case: Case, factory: Factory) -> tuple[Candidate | None, str | None]
     except Exception as error:  # whatever a peer raises is its row in the report
         lines = str(error).strip().splitlines()
         return None, f"{type(error).__name__}: {lines[0] if lines else ''}".strip()[:160]
+
+
+def peak_bytes(candidate: Candidate, device: str) -> int | None:
+    """What a call adds to the memory in use, at its peak. On a CPU in the process's pages; None where Linux is not."""
+    candidate.release()
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        candidate.step()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    try:
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # pages kept for later would hide what is allocated in them
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        before = _pages("VmRSS")
+    except (AttributeError, OSError):
+        return None
+    candidate.step()
+    return max(_pages("VmHWM") - before, 0)
+
+
+def _pages(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024
 
 
 def _rounds(timed, steps: dict[str, Callable], series: dict[str, Series], seconds: float) -> None:

@@ -19,6 +19,7 @@ class Candidate:
     # After one step, in the reference's order; None: not its business.
     outputs: Callable[[], list[Tensor | None]]
     note: str = ""  # how it is set up, and what it leaves out
+    release: Callable[[], None] = lambda: None  # frees what a step has left behind
 
 
 Factory = Callable[[Workload], Candidate]
@@ -60,7 +61,7 @@ def step_of(function: Callable[..., tuple[Tensor, ...]], note: str = "") -> Fact
         labels, dim, last = labels_of(drawn, work.dim), work.dim, {}
 
         def step():
-            student.grad = second.grad = None
+            release()
             last["outputs"] = function(student, second, teacher, labels, dim)
             last["outputs"][0].backward()
 
@@ -68,6 +69,10 @@ def step_of(function: Callable[..., tuple[Tensor, ...]], note: str = "") -> Fact
             total, parts, counts = last["outputs"]
             return [total.detach(), parts, counts, student.grad, second.grad]
 
-        return Candidate(step, outputs, note or "two heads, counts of correct predictions")
+        def release() -> None:
+            student.grad = second.grad = None
+            last.clear()
+
+        return Candidate(step, outputs, note or "two heads, counts of correct predictions", release)
 
     return factory

@@ -230,12 +230,16 @@ def _loss(function: Callable[[Tensor, Tensor, int], Tensor], note: str = "") -> 
         (teacher,), (student,) = work.teachers, work.students
         last, dim = {}, work.dim
 
-        def step():
+        def release():
             student.grad = None
+            last.clear()
+
+        def step():
+            release()
             last["loss"] = function(student, teacher, dim)
             last["loss"].backward()
 
-        return Candidate(step, lambda: [last["loss"].detach(), student.grad], note)
+        return Candidate(step, lambda: [last["loss"].detach(), student.grad], note, release)
 
     return factory
 

@@ -30,6 +30,7 @@ class Row:
     iterations: int = 0
     host: float | None = None  # GPU: until the call returns
     floor_bytes: int | None = None
+    peak_bytes: int | None = None  # allocated at most during a call
     bandwidth_share: float | None = None  # floor_bytes / median, over the measured copy; None where in cache
     ratio: float | None = None  # its time over mtkernels' in the same round, median over the rounds
     ratio_q1: float | None = None
@@ -66,9 +67,8 @@ def _row(benchmark: dict, of_group: dict[str, list[float]], facts: dict) -> Row:
     row = Row(info["op"], info["case"], info["peer"], note=info.get("note") or "")
     row.q1, row.median, row.q3 = _quartiles(times)
     row.rounds, row.iterations = len(times), benchmark["stats"]["iterations"]
-    row.host, row.floor_bytes, row.tensors = (
-        info.get("host_seconds"), info["floor_bytes"], info.get("tensors"),
-    )  # fmt: skip
+    row.host, row.tensors = info.get("host_seconds"), info.get("tensors")
+    row.floor_bytes, row.peak_bytes = info["floor_bytes"], info.get("peak_bytes")
     if info["resident_bytes"] > 2 * facts.get("cache_bytes", 0) and facts.get("copy_bandwidth"):
         row.bandwidth_share = row.floor_bytes / row.median / facts["copy_bandwidth"]
     if OURS in of_group:
@@ -95,7 +95,7 @@ def markdown(facts: dict, rows: list[Row]) -> str:
         found = [row for row in rows if row.op == op]
         bound = any(row.ratio_bound is not None for row in found)
         head = ["size", "candidate", "time", *(["host time"] if on_gpu else [])]
-        head += ["bytes moved", "of copy bandwidth", "time over mtkernels'"]
+        head += ["bytes moved", "of copy bandwidth", "memory", "time over mtkernels'"]
         head += [*(["over WeightEMA's"] if bound else []), "notes"]
         lines += [f"## {op}", "", *overhead(found, on_gpu), _line(head), _line(["---"] * len(head))]
         case = None
@@ -122,7 +122,7 @@ def overhead(rows: list[Row], on_gpu: bool) -> list[str]:
 
 
 def _cells(row: Row, on_gpu: bool, bound: bool) -> list[str]:
-    columns = 4 + on_gpu + bound
+    columns = 5 + on_gpu + bound
     if row.error:
         return ["no time", *[""] * (columns - 1), row.error.replace("|", "\\|")]
     share = "in cache" if row.bandwidth_share is None else f"{row.bandwidth_share:.0%}"
@@ -134,6 +134,7 @@ def _cells(row: Row, on_gpu: bool, bound: bool) -> list[str]:
         *host,
         size(row.floor_bytes),
         share,
+        "" if row.peak_bytes is None else size(row.peak_bytes),
         "1" if row.peer == OURS else ratio,
         *([over_bound] if bound else []),
         row.note,
@@ -160,7 +161,8 @@ def _about(facts: dict) -> list[str]:
         "round; the ratio is the median (and quartiles) of the ratios in rounds: above 1, ours is faster.",
         "* Losses: forward, autograd graph and backward, float32. Bytes moved: the fewest possible, each "
         "input read once, each output written once; share: those bytes over the time, against a copy's. "
-        "In cache: a call touches less than twice the last-level cache.",
+        "In cache: a call touches less than twice the last-level cache. Memory: what a call allocates, at its peak"
+        f"{'' if facts['device_type'] == 'cuda' else ', in new pages: small ones find room in old ones'}.",
     ]
 
 

@@ -56,12 +56,16 @@ def _ensemble(function: Callable[[Tensor, Tensor, Tensor], Tensor], note: str = 
         (ensemble,), (student,) = work.teachers, work.students
         index, last = visited(ensemble, len(student)), {}
 
-        def step():
+        def release():
             student.grad = None
+            last.clear()
+
+        def step():
+            release()
             last["loss"] = function(ensemble, index, student)
             last["loss"].backward()
 
-        return Candidate(step, lambda: [last["loss"].detach(), student.grad, ensemble], note)
+        return Candidate(step, lambda: [last["loss"].detach(), student.grad, ensemble], note, release)
 
     return factory
 

@@ -16,7 +16,7 @@ sys.path.append(str(ROOT))  # the benches are no part of the package
 
 from bench import features, launches, models
 from bench.cases import Case, cases
-from bench.measure import prepare, session
+from bench.measure import peak_bytes, prepare, session
 from bench.peers import OURS, PEERS, Candidate, candidates, eager_kl
 from mtkernels.testing import OPS
 
@@ -196,3 +196,17 @@ def test_one_launch_of_ours_a_model():
 
 def test_gpu_check_is_a_shell_script():
     subprocess.run(["bash", "-n", ROOT / "bench" / "gpu_check.sh"], check=True)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux's own count of pages")
+def test_the_peak_is_what_a_call_allocates_at_most():
+    kept = []
+
+    def step():
+        kept.append(torch.ones(8 << 20))
+        kept[:] = [torch.ones(4 << 20)]
+
+    candidate = Candidate(step, list, release=kept.clear)
+    candidate.step()
+    peak = peak_bytes(candidate, "cpu")
+    assert 47 << 20 < peak < 52 << 20  # the system counts pages in batches
