@@ -2,36 +2,10 @@
 #include "logits.h"
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
+#include <cstring>
 
 namespace mtk {
 namespace {
-
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
-
-std::string range_text(double least, double most) {
-  if (most == kInfinity) return least == 0 ? "be at least 0 and finite" : "be finite";
-  return "be between " + std::string(py::str(py::int_(static_cast<int64_t>(least)))) + " and " +
-         std::string(py::str(py::int_(static_cast<int64_t>(most))));
-}
-
-double read_float(const Argument& argument, const py::object& number, const char* kind) {
-  if (PyFloat_CheckExact(number.ptr())) return PyFloat_AS_DOUBLE(number.ptr());
-  const double value = PyFloat_AsDouble(number.ptr());
-  if (value != -1 || !PyErr_Occurred()) return value;
-  const bool overflow = PyErr_ExceptionMatches(PyExc_OverflowError);
-  PyErr_Clear();
-  if (overflow) return kInfinity;
-  refuse(Refusal::type, argument, kind, Py_TYPE(number.ptr())->tp_name);
-}
-
-double read_temperature(const Argument& argument, const py::object& number) {
-  const double value = read_float(argument, number, "be a number");
-  if (!(value > 0 && value < kInfinity && 1 / value < kInfinity))
-    refuse(Refusal::value, argument, "be positive and finite", py::str(number));
-  return value;
-}
 
 void check_device(const Argument& argument, const TensorView& view, const TensorView& student) {
   if (view.same_device(student)) return;
@@ -73,7 +47,73 @@ enum Field {
   kFields
 };
 
+// Options that an op does not have: one backend's kernel would heed them, another's not.
+void refuse_foreign_options(const char* op, const py::object& options, const Consistency& args) {
+  const auto refuse_unless = [&](bool is_default, Field at, const char* name, const char* must) {
+    if (is_default) return;
+    PyObject* value = PyTuple_GET_ITEM(options.ptr(), at);
+    refuse(Refusal::value, {op, name}, "be " + std::string(must) + ", as this loss has no such option",
+           is_tensor(value) ? "a tensor" : std::string(py::str(value)));
+  };
+  if (std::strcmp(op, "logit_mse") == 0) {
+    refuse_unless(args.student_scale == 1, kStudentTemperature, "student_temperature", "1");
+    refuse_unless(args.teacher_scale == 1, kTeacherTemperature, "teacher_temperature", "1");
+    refuse_unless(!args.center.data, kCenter, "center", "None");
+    refuse_unless(!args.has_threshold, kThreshold, "threshold", "None");
+  }
+  if (std::strcmp(op, "softmax_cross_entropy") != 0) {
+    refuse_unless(!args.hard, kHard, "hard", "False");
+    refuse_unless(args.label_smoothing == 0, kSmoothing, "label_smoothing", "0");
+  }
+}
+
+std::string int_text(const py::object& number) {
+  if (PyObject* text = PyObject_Str(number.ptr())) return py::reinterpret_steal<py::str>(text);
+  PyErr_Clear();  // Python prints no more than 4300 digits
+  return "an int of thousands of digits";
+}
+
+void check_range(const Argument& argument, double value, const Range& range) {
+  if (!(value >= range.least && value <= range.most))
+    refuse(Refusal::value, argument, range.must, py::str(py::float_(value)));
+}
+
 }  // namespace
+
+double read_float(const Argument& argument, const py::object& number, const Range& range, const char* kind) {
+  double value;
+  if (PyFloat_CheckExact(number.ptr())) {
+    value = PyFloat_AS_DOUBLE(number.ptr());
+  } else {  // a tensor has a __float__ too, which would wait for the GPU
+    if (is_tensor(number.ptr())) refuse(Refusal::type, argument, kind, Py_TYPE(number.ptr())->tp_name);
+    value = PyFloat_AsDouble(number.ptr());
+    if (value == -1 && PyErr_Occurred()) {
+      const bool overflow = PyErr_ExceptionMatches(PyExc_OverflowError);
+      PyErr_Clear();
+      if (overflow) refuse(Refusal::value, argument, range.must, "a larger number than a float holds");
+      refuse(Refusal::type, argument, kind, Py_TYPE(number.ptr())->tp_name);
+    }
+  }
+  check_range(argument, value, range);
+  return value;
+}
+
+int64_t read_int(const Argument& argument, const py::object& number, int64_t least, int64_t most,
+                 const std::string& must) {
+  if (!PyLong_Check(number.ptr()))
+    refuse(Refusal::type, argument, "be an int", Py_TYPE(number.ptr())->tp_name);
+  int overflow = 0;
+  const int64_t value = PyLong_AsLongLongAndOverflow(number.ptr(), &overflow);
+  if (overflow != 0) refuse(Refusal::value, argument, must, int_text(number));
+  if (value < least || value > most) refuse(Refusal::value, argument, must, std::to_string(value));
+  return value;
+}
+
+int64_t read_dim(const char* op, const py::object& dim, const char* name, const TensorView& view) {
+  const int64_t index = read_int({op, "dim"}, dim, -view.ndim, view.ndim - 1,
+                                 "be a dim of " + std::string(name) + " " + view.shape_text());
+  return index < 0 ? index + view.ndim : index;
+}
 
 int64_t check_logits(const char* op, const TensorView& student, const TensorView& teacher,
                      const py::object& dim) {
@@ -82,13 +122,7 @@ int64_t check_logits(const char* op, const TensorView& student, const TensorView
   if (!teacher.is_float()) refuse(Refusal::type, {op, "teacher"}, kFloatDtypes, teacher.attribute("dtype"));
   if (student.ndim == 0) refuse(Refusal::value, s, "have a dim of classes", "a 0-d tensor");
   check_beside(op, "teacher", student, teacher);
-  if (!PyLong_Check(dim.ptr())) refuse(Refusal::type, {op, "dim"}, "be an int", Py_TYPE(dim.ptr())->tp_name);
-  int overflow = 0;
-  const int64_t index = PyLong_AsLongLongAndOverflow(dim.ptr(), &overflow),
-                wrapped = index < 0 ? index + student.ndim : index;
-  if (overflow != 0 || wrapped < 0 || wrapped >= student.ndim) {
-    refuse(Refusal::value, {op, "dim"}, "be a dim of student " + student.shape_text(), py::str(dim));
-  }
+  const int64_t wrapped = read_dim(op, dim, "student", student);
   if (student.shape[wrapped] == 0)
     refuse(Refusal::value, s, "have at least one class", "shape " + student.shape_text());
   return wrapped;
@@ -128,30 +162,25 @@ Reduction read_reduction(const char* op, const py::object& reduction) {
   refuse(Refusal::value, {op, "reduction"}, "be 'mean', 'sum' or 'none'", py::repr(reduction));
 }
 
-Number read_scalar(const Argument& argument, const py::object& number, double least, double most,
+Number read_scalar(const Argument& argument, const py::object& number, const Range& range, const char* beside,
                    const TensorView& like) {
-  Number result{0, nullptr, Dtype::f64};
-  if (is_tensor(number.ptr())) {
-    const TensorView view = TensorView::of(number.ptr(), argument);
-    if (view.numel() != 1)
-      refuse(Refusal::value, argument, "be a number or hold one", "shape " + view.shape_text());
-    if (!view.is_float() || view.dtype.bits < 32)
-      refuse(Refusal::type, argument, "be float32 or float64", view.attribute("dtype"));
-    result = {0, view.address(), view.float_dtype()};
-    if (!view.on_cpu()) {
-      if (view.same_device(like)) return result;
-      refuse(Refusal::value, argument,
-             "be on the CPU or on the device of student (" + like.attribute("device") + ")",
-             view.attribute("device"));
-    }
-    result = {result.get(), nullptr, Dtype::f64};
-  } else {
-    result.value = read_float(argument, number, "be a number or a torch.Tensor that holds one");
+  if (!is_tensor(number.ptr()))
+    return {read_float(argument, number, range, "be a number or a torch.Tensor that holds one"), nullptr,
+            Dtype::f64};
+  const TensorView view = TensorView::of(number.ptr(), argument);
+  if (view.numel() != 1)
+    refuse(Refusal::value, argument, "be a number or hold one", "shape " + view.shape_text());
+  if (!view.is_float() || view.dtype.bits < 32)
+    refuse(Refusal::type, argument, "be float32 or float64", view.attribute("dtype"));
+  const Number live{0, view.address(), view.float_dtype()};
+  if (!view.on_cpu()) {
+    if (view.same_device(like)) return live;
+    refuse(Refusal::value, argument,
+           "be on the CPU or on the device of " + std::string(beside) + " (" + like.attribute("device") + ")",
+           view.attribute("device"));
   }
-  if (!(result.value >= least && result.value <= most) || std::isinf(result.value)) {
-    refuse(Refusal::value, argument, range_text(least, most), py::str(py::float_(result.value)));
-  }
-  return result;
+  check_range(argument, live.get(), range);
+  return {live.get(), nullptr, Dtype::f64};
 }
 
 void read_loss_options(const char* op, const py::object& options, int64_t dim, const TensorView& student,
@@ -163,24 +192,22 @@ void read_loss_options(const char* op, const py::object& options, int64_t dim, c
   const auto field = [&](Field at) {
     return py::reinterpret_borrow<py::object>(PyTuple_GET_ITEM(options.ptr(), at));
   };
-  args.student_scale = 1 / read_temperature({op, "student_temperature"}, field(kStudentTemperature));
-  args.teacher_scale = 1 / read_temperature({op, "teacher_temperature"}, field(kTeacherTemperature));
+  args.student_scale = 1 / read_float({op, "student_temperature"}, field(kStudentTemperature), kTemperatures);
+  args.teacher_scale = 1 / read_float({op, "teacher_temperature"}, field(kTeacherTemperature), kTemperatures);
   if (const auto center = field(kCenter); !center.is_none())
     read_center({op, "center"}, center, student.shape[dim], student, args.center);
   if (const auto rows = field(kWeight); !rows.is_none())
     weight = read_weight({op, "weight"}, rows, dim, student);
   if (const auto threshold = field(kThreshold); !threshold.is_none()) {
     args.has_threshold = true;
-    args.threshold = read_scalar({op, "threshold"}, threshold, 0, 1, student);
+    args.threshold = read_scalar({op, "threshold"}, threshold, kShare, "student", student);
   }
   const auto hard = field(kHard);
   if (!PyBool_Check(hard.ptr()))
     refuse(Refusal::type, {op, "hard"}, "be a bool", Py_TYPE(hard.ptr())->tp_name);
   args.hard = hard.ptr() == Py_True;
-  const auto smoothing = field(kSmoothing);
-  args.label_smoothing = read_float({op, "label_smoothing"}, smoothing, "be a number");
-  if (!(args.label_smoothing >= 0 && args.label_smoothing < 1))
-    refuse(Refusal::value, {op, "label_smoothing"}, "be at least 0 and below 1", py::str(smoothing));
+  args.label_smoothing = read_float({op, "label_smoothing"}, field(kSmoothing), kBelowOne);
+  refuse_foreign_options(op, options, args);
 }
 
 int64_t place(const char* op, int64_t dim, const Placed* placed, int count,

@@ -1,6 +1,7 @@
 // The losses on logits, bound: arguments checked, results allocated, the struct filled, the kernel called.
 #include <pybind11/gil_safe_call_once.h>
 
+#include <cstdint>
 #include <optional>
 #include <string>
 
@@ -90,6 +91,12 @@ struct Output {
   const TensorView* get() const { return view ? &*view : nullptr; }
 };
 
+// 1 the student's, 2 the teacher's, 3 both.
+int64_t read_gradients(const char* op, const py::object& gradients) {
+  return read_int({op, "gradients"}, gradients, 0, 3,
+                  "be 0 (none), 1 (the student's), 2 (the teacher's) or 3 (both)");
+}
+
 int64_t check_consistency_views(const char* op, const TensorView& student, const TensorView& teacher,
                                 const py::object& dim, const py::object& reduction, const py::object& options,
                                 Consistency& args, std::optional<TensorView>& weight) {
@@ -100,28 +107,30 @@ int64_t check_consistency_views(const char* op, const TensorView& student, const
 }
 
 void check_consistency(const char* op, const py::object& student, const py::object& teacher,
-                       const py::object& dim, const py::object& reduction, const py::object& options) {
+                       const py::object& dim, const py::object& reduction, const py::object& options,
+                       const py::object& gradients) {
   Consistency args{};
   std::optional<TensorView> weight;
   check_consistency_views(op, TensorView::of(student.ptr(), {op, "student"}),
                           TensorView::of(teacher.ptr(), {op, "teacher"}), dim, reduction, options, args,
                           weight);
+  read_gradients(op, gradients);
 }
 
-// gradients: 1 the student's, 2 the teacher's, 3 both.
 template <Kernel<Consistency> cpu>
 py::tuple consistency(const char* op, Kernel<Consistency> cuda, const py::object& student,
                       const py::object& teacher, const py::object& dim, const py::object& reduction,
-                      int gradients, const py::object& options) {
+                      const py::object& gradients, const py::object& options) {
   const TensorView s = TensorView::of(student.ptr(), {op, "student"}),
                    t = TensorView::of(teacher.ptr(), {op, "teacher"});
   Consistency args{};
   std::optional<TensorView> weight;
   const int64_t along = check_consistency_views(op, s, t, dim, reduction, options, args, weight);
+  const int64_t wanted = read_gradients(op, gradients);
   const bool doubles = s.float_dtype() == Dtype::f64 || t.float_dtype() == Dtype::f64;
   Output dstudent, dteacher, utilization;
-  if (gradients & 1) dstudent.make(empty_gradient(s));
-  if (gradients & 2) dteacher.make(empty_gradient(t));
+  if (wanted & 1) dstudent.make(empty_gradient(s));
+  if (wanted & 2) dteacher.make(empty_gradient(t));
   const Placed placed[] = {{&s, &args.student},
                            {&t, &args.teacher},
                            {dstudent.get(), &args.dstudent},
@@ -193,14 +202,12 @@ int64_t read_objective(ObjectiveViews& views, const py::object& student, const p
     views.second = TensorView::of(second.ptr(), {kObjective, "second"});
     check_beside(kObjective, "second", views.student, *views.second);
   }
-  constexpr double kMost = std::numeric_limits<double>::infinity();
-  args.consistency_weight =
-      read_scalar({kObjective, "consistency_weight"}, consistency_weight, 0, kMost, views.student);
-  args.logit_distance_cost =
-      read_scalar({kObjective, "logit_distance_cost"}, logit_distance_cost, 0, kMost, views.student);
-  if (!PyLong_Check(ignore_index.ptr()))
-    refuse(Refusal::type, {kObjective, "ignore_index"}, "be an int", Py_TYPE(ignore_index.ptr())->tp_name);
-  args.ignore_index = py::cast<int64_t>(ignore_index);
+  args.consistency_weight = read_scalar({kObjective, "consistency_weight"}, consistency_weight, kAtLeastZero,
+                                        "student", views.student);
+  args.logit_distance_cost = read_scalar({kObjective, "logit_distance_cost"}, logit_distance_cost,
+                                         kAtLeastZero, "student", views.student);
+  args.ignore_index = read_int({kObjective, "ignore_index"}, ignore_index, INT64_MIN, INT64_MAX,
+                               "be at least -2^63 and below 2^63");
   return along;
 }
 
@@ -261,10 +268,11 @@ void bind_consistency(py::module_& m, const char* op, Kernel<Consistency> cuda) 
   m.def(
       op,
       [op, cuda](const py::object& student, const py::object& teacher, const py::object& dim,
-                 const py::object& reduction, int gradients, const py::object& options) {
+                 const py::object& reduction, const py::object& gradients, const py::object& options) {
         return consistency<cpu>(op, cuda, student, teacher, dim, reduction, gradients, options);
       },
-      "student"_a, "teacher"_a, "dim"_a, "reduction"_a, "gradients"_a, "options"_a = py::none());
+      "student"_a, "teacher"_a, "dim"_a = -1, "reduction"_a = "mean", "gradients"_a = 0,
+      "options"_a = py::none());
 }
 
 }  // namespace
@@ -278,10 +286,10 @@ void bind_losses(py::module_& m) {
   bind_consistency<softmax_cross_entropy_cpu>(m, "softmax_cross_entropy", softmax_cross_entropy_cuda);
   bind_consistency<logit_mse_cpu>(m, "logit_mse", logit_mse_cuda);
   m.def("check_consistency", &check_consistency, "op"_a, "student"_a, "teacher"_a, "dim"_a, "reduction"_a,
-        "options"_a = py::none());
-  m.def("mean_teacher_loss", &mean_teacher_loss, "student"_a, "teacher"_a, "labels"_a, "second"_a, "dim"_a,
-        "consistency_weight"_a, "logit_distance_cost"_a, "kl"_a, "by_labeled"_a, "ignore_index"_a,
-        "with_gradient"_a);
+        "options"_a = py::none(), "gradients"_a = 0);
+  m.def("mean_teacher_loss", &mean_teacher_loss, "student"_a, "teacher"_a, "labels"_a,
+        "second"_a = py::none(), "dim"_a = -1, "consistency_weight"_a = 1.0, "logit_distance_cost"_a = 0.0,
+        "kl"_a = false, "by_labeled"_a = false, "ignore_index"_a = -1, "with_gradient"_a = false);
   m.def("check_mean_teacher_loss", &check_mean_teacher_loss, "student"_a, "teacher"_a, "labels"_a, "second"_a,
         "dim"_a, "consistency_weight"_a, "logit_distance_cost"_a, "ignore_index"_a);
 }

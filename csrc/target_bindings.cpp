@@ -1,6 +1,7 @@
 // The ops beside weight averages and losses as Python sees them: what the other teacher-student systems need.
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -72,17 +73,6 @@ Correction read_correction(const py::object& correction) {
          py::repr(correction));
 }
 
-double read_alpha(const py::object& alpha) {
-  const double value = PyFloat_AsDouble(alpha.ptr());
-  if (PyErr_Occurred()) {
-    PyErr_Clear();
-    refuse(Refusal::type, {kEnsemble, "alpha"}, "be a number", Py_TYPE(alpha.ptr())->tp_name);
-  }
-  if (!(value >= 0 && value < 1))
-    refuse(Refusal::value, {kEnsemble, "alpha"}, "be at least 0 and below 1", py::str(py::float_(value)));
-  return value;
-}
-
 bool is_index(const TensorView& view) {
   return view.dtype.code == kDLInt && (view.dtype.bits == 64 || view.dtype.bits == 32) &&
          view.dtype.lanes == 1;
@@ -95,6 +85,7 @@ int64_t integer_at(const TensorView& view, int64_t offset) {
 
 // None where the kernel reads it from the device.
 std::optional<int64_t> read_updates(const py::object& updates, const TensorView& student) {
+  constexpr const char* kCounts = "be at least 0 and below 2^63";
   const Argument argument{kEnsemble, "updates"};
   int64_t value;
   if (is_tensor(updates.ptr())) {
@@ -118,11 +109,9 @@ std::optional<int64_t> read_updates(const py::object& updates, const TensorView&
       refuse(Refusal::type, argument, "be an int, or one int64 or int32 in a tensor",
              Py_TYPE(updates.ptr())->tp_name);
     }
-    int overflow = 0;
-    value = PyLong_AsLongLongAndOverflow(number.ptr(), &overflow);
-    if (overflow != 0) refuse(Refusal::value, argument, "be at least 0 and below 2^63", py::str(number));
+    return read_int(argument, number, 0, INT64_MAX, kCounts);
   }
-  if (value < 0) refuse(Refusal::value, argument, "be at least 0 and below 2^63", std::to_string(value));
+  if (value < 0) refuse(Refusal::value, argument, kCounts, std::to_string(value));
   return value;
 }
 
@@ -157,6 +146,26 @@ void check_beside_student(const Argument& argument, const TensorView& view, cons
          view.attribute("device"));
 }
 
+// The stretch of memory from a view's first element to past its last, empty where it has none.
+std::pair<const char*, const char*> stretch_of(const TensorView& view) {
+  const char *first = view.address(), *last = first;
+  if (view.numel() == 0) return {first, first};
+  for (int32_t i = 0; i < view.ndim; ++i) {
+    const int64_t reach = (view.shape[i] - 1) * view.strides[i] * view.dtype.bits / 8;
+    (reach < 0 ? first : last) += reach;
+  }
+  return {first, last + view.dtype.bits / 8};
+}
+
+// The ensemble is written while the student is still read.
+void check_apart(const TensorView& ensemble, const TensorView& student) {
+  const auto [first, last] = stretch_of(ensemble);
+  const auto [other_first, other_last] = stretch_of(student);
+  if (first < other_last && other_first < last && first < last && other_first < other_last)
+    refuse(Refusal::value, {kEnsemble, "ensemble"}, "lie in memory apart from student's",
+           "memory that overlaps it");
+}
+
 void check_shapes(const TensorView& ensemble, const TensorView& index, const TensorView& student) {
   const Argument z{kEnsemble, "ensemble"}, i{kEnsemble, "index"}, s{kEnsemble, "student"};
   check_matrix(s, student, "[rows, classes]");
@@ -180,6 +189,7 @@ void check_shapes(const TensorView& ensemble, const TensorView& index, const Ten
   }
   check_beside_student(z, ensemble, student);
   check_beside_student(i, index, student);
+  check_apart(ensemble, student);
 }
 
 Matrix matrix_of(const TensorView& view) {
@@ -192,7 +202,7 @@ TemporalEnsemble read_ensemble(const TensorView& ensemble, const TensorView& ind
                                const py::object& correction, const py::object& reduction) {
   check_shapes(ensemble, index, student);
   TemporalEnsemble args{};
-  args.alpha = read_alpha(alpha);
+  args.alpha = read_float({kEnsemble, "alpha"}, alpha, kBelowOne);
   const Correction kind = read_correction(correction);
   const Reduction over_rows = read_reduction(kEnsemble, reduction);
   args.rows = student.shape[0], args.classes = student.shape[1];
@@ -250,54 +260,16 @@ py::tuple temporal_ensemble_(const py::object& ensemble, const py::object& index
 
 constexpr const char* kSharpen = "sharpen";
 
-void refuse_temperature(double value) {
-  if (value > 0 && std::isfinite(value)) return;
-  refuse(Refusal::value, {kSharpen, "temperature"}, "be positive and finite", py::str(py::float_(value)));
-}
-
-// None where the kernel reads it from the device.
-std::optional<double> read_temperature(const py::object& temperature, const TensorView& probs) {
-  const Argument argument{kSharpen, "temperature"};
-  double value;
-  if (is_tensor(temperature.ptr())) {
-    const TensorView view = TensorView::of(temperature.ptr(), argument);
-    if (view.numel() != 1)
-      refuse(Refusal::value, argument, "be a number or hold one", "shape " + view.shape_text());
-    if (!view.is_float() || view.dtype.bits < 32)
-      refuse(Refusal::type, argument, "be float32 or float64", view.attribute("dtype"));
-    if (!view.on_cpu()) {
-      if (view.same_device(probs)) return std::nullopt;
-      refuse(Refusal::value, argument,
-             "be on the CPU or on the device of probs (" + probs.attribute("device") + ")",
-             view.attribute("device"));
-    }
-    value = view.float_dtype() == Dtype::f64 ? *reinterpret_cast<const double*>(view.address())
-                                             : *reinterpret_cast<const float*>(view.address());
-  } else {
-    value = PyFloat_AsDouble(temperature.ptr());
-    if (PyErr_Occurred()) {
-      PyErr_Clear();
-      refuse(Refusal::type, argument, "be a number or a torch.Tensor", Py_TYPE(temperature.ptr())->tp_name);
-    }
-  }
-  refuse_temperature(value);
-  return value;
-}
-
 // Checks everything; gives the dim of the classes, counted from the front.
 int64_t check_sharpen(const TensorView& probs, const py::object& temperature, const py::object& dim,
                       Sharpen& args) {
-  const Argument argument{kSharpen, "probs"}, along{kSharpen, "dim"};
+  const Argument argument{kSharpen, "probs"};
   if (!probs.is_float()) refuse(Refusal::type, argument, kFloatDtypes, probs.attribute("dtype"));
   if (probs.ndim == 0) refuse(Refusal::value, argument, "have a dim of classes", "a 0-d tensor");
-  if (!PyLong_Check(dim.ptr())) refuse(Refusal::type, along, "be an int", Py_TYPE(dim.ptr())->tp_name);
-  int overflow = 0;
-  const int64_t index = PyLong_AsLongLongAndOverflow(dim.ptr(), &overflow),
-                wrapped = index < 0 ? index + probs.ndim : index;
-  if (overflow != 0 || wrapped < 0 || wrapped >= probs.ndim)
-    refuse(Refusal::value, along, "be a dim of probs " + probs.shape_text(), py::str(dim));
-  args.temperature = read_temperature(temperature, probs).value_or(1);
-  return wrapped;
+  const int64_t along = read_dim(kSharpen, dim, "probs", probs);
+  const Number number = read_scalar({kSharpen, "temperature"}, temperature, kPositive, "probs", probs);
+  args.temperature = number.data ? 1 : number.value;  // a CPU kernel reads none from a device
+  return along;
 }
 
 py::object sharpen(const py::object& probs, const py::object& temperature, const py::object& dim) {
@@ -326,11 +298,11 @@ void bind_targets(py::module_& m) {
   using namespace py::literals;
   m.def("multi_tensor_dot", &multi_tensor_dot, "first"_a, "second"_a, "with_norms"_a = false);
   m.def("multi_tensor_dot_rows", &dot_rows, "first"_a, "second"_a, "with_norms"_a, "target_rows"_a);
-  m.def("temporal_ensemble_", &temporal_ensemble_, "ensemble"_a, "index"_a, "student"_a, "alpha"_a,
-        "updates"_a, "correction"_a, "reduction"_a, "with_gradient"_a);
+  m.def("temporal_ensemble_", &temporal_ensemble_, "ensemble"_a, "index"_a, "student"_a, "alpha"_a = 0.6,
+        "updates"_a = py::none(), "correction"_a = "bias", "reduction"_a = "mean", "with_gradient"_a = false);
   m.def("check_temporal_ensemble", &check_temporal_ensemble, "ensemble"_a, "index"_a, "student"_a, "alpha"_a,
         "updates"_a, "correction"_a, "reduction"_a);
-  m.def("sharpen", &sharpen, "probs"_a, "temperature"_a, "dim"_a);
+  m.def("sharpen", &sharpen, "probs"_a, "temperature"_a, "dim"_a = -1);
   m.def(
       "check_sharpen",
       [](const py::object& probs, const py::object& temperature, const py::object& dim) {

@@ -77,66 +77,72 @@ Loss = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
 def softmax_mse(
     student: Tensor,
     teacher: Tensor,
-    dim: int,
-    reduction: str,
-    gradients: int,
+    dim: int = -1,
+    reduction: str = "mean",
+    gradients: int = 0,
     options: LossOptions | None = None,
 ) -> Loss: ...
 def softmax_kl(
     student: Tensor,
     teacher: Tensor,
-    dim: int,
-    reduction: str,
-    gradients: int,
+    dim: int = -1,
+    reduction: str = "mean",
+    gradients: int = 0,
     options: LossOptions | None = None,
 ) -> Loss: ...
 def softmax_reverse_kl(
     student: Tensor,
     teacher: Tensor,
-    dim: int,
-    reduction: str,
-    gradients: int,
+    dim: int = -1,
+    reduction: str = "mean",
+    gradients: int = 0,
     options: LossOptions | None = None,
 ) -> Loss: ...
 def softmax_js(
     student: Tensor,
     teacher: Tensor,
-    dim: int,
-    reduction: str,
-    gradients: int,
+    dim: int = -1,
+    reduction: str = "mean",
+    gradients: int = 0,
     options: LossOptions | None = None,
 ) -> Loss: ...
 def softmax_cross_entropy(
     student: Tensor,
     teacher: Tensor,
-    dim: int,
-    reduction: str,
-    gradients: int,
+    dim: int = -1,
+    reduction: str = "mean",
+    gradients: int = 0,
     options: LossOptions | None = None,
 ) -> Loss: ...
 def logit_mse(
     student: Tensor,
     teacher: Tensor,
-    dim: int,
-    reduction: str,
-    gradients: int,
+    dim: int = -1,
+    reduction: str = "mean",
+    gradients: int = 0,
     options: LossOptions | None = None,
 ) -> Loss: ...
 def check_consistency(
-    op: str, student: Tensor, teacher: Tensor, dim: int, reduction: str, options: LossOptions | None = None
+    op: str,
+    student: Tensor,
+    teacher: Tensor,
+    dim: int,
+    reduction: str,
+    options: LossOptions | None = None,
+    gradients: int = 0,
 ) -> None: ...
 def mean_teacher_loss(
     student: Tensor,
     teacher: Tensor,
     labels: Tensor,
-    second: Tensor | None,
-    dim: int,
-    consistency_weight: float | Tensor,
-    logit_distance_cost: float | Tensor,
-    kl: bool,
-    by_labeled: bool,
-    ignore_index: int,
-    with_gradient: bool,
+    second: Tensor | None = None,
+    dim: int = -1,
+    consistency_weight: float | Tensor = 1.0,
+    logit_distance_cost: float | Tensor = 0.0,
+    kl: bool = False,
+    by_labeled: bool = False,
+    ignore_index: int = -1,
+    with_gradient: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]: ...
 def check_mean_teacher_loss(
     student: Tensor,
@@ -159,11 +165,11 @@ def temporal_ensemble_(
     ensemble: Tensor,
     index: Tensor,
     student: Tensor,
-    alpha: float,
-    updates: int | Tensor | None,
-    correction: str,
-    reduction: str,
-    with_gradient: bool,
+    alpha: float = 0.6,
+    updates: int | Tensor | None = None,
+    correction: str = "bias",
+    reduction: str = "mean",
+    with_gradient: bool = False,
 ) -> tuple[Tensor, Tensor | None]: ...
 def check_temporal_ensemble(
     ensemble: Tensor,
@@ -174,6 +180,6 @@ def check_temporal_ensemble(
     correction: str,
     reduction: str,
 ) -> None: ...
-def sharpen(probs: Tensor, temperature: float | Tensor, dim: int) -> Tensor: ...
+def sharpen(probs: Tensor, temperature: float | Tensor, dim: int = -1) -> Tensor: ...
 def check_sharpen(probs: Tensor, temperature: float | Tensor, dim: int) -> None: ...
 def build_info() -> BuildInfo: ...

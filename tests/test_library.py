@@ -53,6 +53,8 @@ def test_opcheck_of_losses(name, reduction):
     if reduction == "mean":
         torch.library.opcheck(op, registered(student.detach(), teacher, 0, "none", 0))
         options = (0.5, 2.0, torch.ones(11), torch.ones(6), 0.3, None, False, 0.0)
+        if name == "logit_mse":  # which has a weight alone
+            options = (1.0, 1.0, None, torch.ones(6), None, None, False, 0.0)
         torch.library.opcheck(op, registered(student, teacher.requires_grad_(), gradients=3, options=options))
 
 
@@ -192,14 +194,85 @@ def test_second_derivatives_are_refused_by_the_registered_op(name):
         torch.autograd.grad(loss, student, create_graph=True)
 
 
+LABELS, INDEX, FORWARD = torch.arange(6), torch.arange(6), torch.autograd.forward_ad
+MEMORY = torch.zeros(6, 11)
+FORWARD_CALLS = {
+    **{
+        name: (lambda s, t, name=name: getattr(mtkernels, name)(s, t, two_sided=False), "student")
+        for name in LOSSES
+    },
+    "mean_teacher_loss": (lambda s, t: mtkernels.mean_teacher_loss(s, t, LABELS).total, "student"),
+    "temporal_ensemble_": (
+        lambda s, t: mtkernels.temporal_ensemble_(MEMORY, INDEX, s, updates=1),
+        "student",
+    ),
+    "sharpen": (lambda s, t: mtkernels.sharpen(s, 0.5), "probs"),
+}
+
+
+def refusal_of_forward_mode(op, name):
+    return f"{op}: {name} must have no tangent (forward mode is not supported: use reverse mode), got a dual number"
+
+
+@pytest.mark.parametrize("op", FORWARD_CALLS)
+@pytest.mark.parametrize("grad_mode", [False, True])
+def test_forward_mode_is_refused(op, grad_mode):
+    student, teacher = logits(requires_grad=False)
+    call, name = FORWARD_CALLS[op]
+
+    def one(s):
+        return call(s, teacher)
+
+    def dual(s):
+        with FORWARD.dual_level():
+            return one(FORWARD.make_dual(s, torch.ones_like(s)))
+
+    runs = (
+        lambda: dual(student),
+        lambda: torch.func.jvp(one, (student,), (student,)),
+        lambda: torch.func.jacfwd(one)(student),
+        lambda: torch.func.linearize(one, student)[1](student),  # which first calls it without tangents
+    )
+    before = MEMORY.clone()
+    for run in runs:
+        assert torch.equal(MEMORY, before)
+        with torch.set_grad_enabled(grad_mode), pytest.raises(NotImplementedError) as caught:
+            run()
+        assert str(caught.value) == refusal_of_forward_mode(op, name)
+
+
 @losses
-@pytest.mark.parametrize("requires_grad", [False, True])
-def test_forward_mode_is_refused(name, requires_grad):
-    student, teacher = logits(requires_grad=requires_grad)
-    with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(student, torch.ones_like(student))
-        with pytest.raises((NotImplementedError, RuntimeError), match=r"forward|jvp"):
-            getattr(mtkernels, name)(dual, teacher)
+def test_forward_mode_is_refused_for_what_is_constant_and_below_vmap(name):
+    student, teacher = logits(requires_grad=False)
+    function = getattr(mtkernels, name)
+    runs = {
+        "teacher": lambda t: function(student, t),
+        "weight": lambda t: function(student, teacher, weight=t[:, 0]),
+        "student": lambda s: torch.vmap(function)(s, teacher).sum(),
+    }
+    for argument, run in runs.items():
+        with pytest.raises(NotImplementedError) as caught:
+            torch.func.jvp(run, (teacher,), (teacher,))
+        assert str(caught.value) == refusal_of_forward_mode(name, argument)
+
+
+@losses
+def test_forward_mode_is_refused_by_the_registered_op(name):
+    student, teacher = logits(requires_grad=False)
+    with FORWARD.dual_level(), pytest.raises(NotImplementedError) as caught:
+        dual = FORWARD.make_dual(student, torch.ones_like(student))
+        getattr(torch.ops.mtkernels, name)(*registered(dual, teacher))
+    assert str(caught.value) == refusal_of_forward_mode(name, "each tensor")
+
+
+def test_numbers_that_carry_no_tangent_are_taken_beside_forward_mode():
+    student, teacher = logits(requires_grad=False)
+    expected = mtkernels.softmax_mse(student, teacher)
+    value, tangent = torch.func.jvp(
+        lambda s: s.sum() * mtkernels.softmax_mse(student, teacher), (student,), (torch.ones_like(student),)
+    )
+    torch.testing.assert_close(value, student.sum() * expected)
+    torch.testing.assert_close(tangent, student.numel() * expected)
 
 
 @losses

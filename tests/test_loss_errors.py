@@ -4,6 +4,9 @@ import pytest
 import torch
 
 import mtkernels
+from mtkernels import _C
+from mtkernels._options import LossOptions
+from mtkernels.backends import native, reference
 
 L = torch.randn(4, 3)
 LOSS = {
@@ -103,22 +106,42 @@ OPTION = {
     "temperature": (
         {"student_temperature": 0.0},
         ValueError,
-        "student_temperature must be positive and finite, got 0.0",
+        "student_temperature must be between 1e-30 and 1e30, got 0.0",
     ),
     "infinite temperature": (
         {"teacher_temperature": float("inf")},
         ValueError,
-        "teacher_temperature must be positive and finite, got inf",
+        "teacher_temperature must be between 1e-30 and 1e30, got inf",
+    ),
+    "temperature that is 0 in float32": (
+        {"student_temperature": 1e-40},
+        ValueError,
+        "student_temperature must be between 1e-30 and 1e30, got 1e-40",
+    ),
+    "temperature that leaves nothing": (
+        {"teacher_temperature": 1e300},
+        ValueError,
+        "teacher_temperature must be between 1e-30 and 1e30, got 1e+300",
+    ),
+    "temperature past floats": (
+        {"teacher_temperature": 10**400},
+        ValueError,
+        "teacher_temperature must be between 1e-30 and 1e30, got a larger number than a float holds",
+    ),
+    "student's temperature in a tensor": (
+        {"student_temperature": torch.tensor(1.0)},
+        TypeError,
+        "student_temperature must be a number, got Tensor",
+    ),
+    "teacher's temperature in a tensor": (
+        {"teacher_temperature": torch.tensor(1.0)},
+        TypeError,
+        "teacher_temperature must be a number, got Tensor",
     ),
     "temperature of no kind": (
         {"teacher_temperature": "1"},
         TypeError,
         "teacher_temperature must be a number, got str",
-    ),
-    "temperature that divides to infinity": (
-        {"student_temperature": 1e-320},
-        ValueError,
-        "student_temperature must be positive and finite, got 1e-320",
     ),
     "center shape": (
         {"center": torch.ones(4)},
@@ -173,6 +196,11 @@ OPTION = {
         TypeError,
         "label_smoothing must be a number, got NoneType",
     ),
+    "smoothing in a tensor": (
+        {"label_smoothing": torch.tensor(0.0)},
+        TypeError,
+        "label_smoothing must be a number, got Tensor",
+    ),
     "hard of no kind": ({"hard": 1}, TypeError, "hard must be a bool, got int"),
     "hard labels that learn": (
         {"hard": True, "two_sided": True},
@@ -182,12 +210,117 @@ OPTION = {
 }
 
 
-@pytest.mark.parametrize("case", OPTION)
-@pytest.mark.parametrize("name", SOFTMAX_LOSSES)
+OF_TARGETS = {"hard", "label_smoothing"}  # only softmax_cross_entropy has them
+OPTION_CASES = [
+    (name, case)
+    for name in SOFTMAX_LOSSES
+    for case, (options, *_) in OPTION.items()
+    if name == "softmax_cross_entropy" or not options.keys() & OF_TARGETS
+]
+
+
+@pytest.mark.parametrize(("name", "case"), OPTION_CASES)
 def test_losses_refuse_options(name, case):
     options, error, message = OPTION[case]
-    if name != "softmax_cross_entropy" and options.keys() & {"hard", "label_smoothing"}:
-        return  # no such option
     with pytest.raises(error) as caught:
         getattr(mtkernels, name)(L.clone().requires_grad_(), L, **options)
     assert str(caught.value) == f"{name}: {message}"
+
+
+OF_LOGITS = [
+    (name, option)
+    for name in [*SOFTMAX_LOSSES, "logit_mse"]
+    for option in LossOptions._fields
+    if (option in OF_TARGETS and name != "softmax_cross_entropy")
+    or (option != "weight" and name == "logit_mse")
+]
+FOREIGN = {
+    "student_temperature": (2.0, "1", "2.0"),
+    "teacher_temperature": (0.5, "1", "0.5"),
+    "center": (torch.ones(3), "None", "a tensor"),
+    "threshold": (0.9, "None", "0.9"),
+    "hard": (True, "False", "True"),
+    "label_smoothing": (0.1, "0", "0.1"),
+}
+
+
+@pytest.mark.parametrize("backend", [native, reference], ids=["native", "reference"])
+@pytest.mark.parametrize(("name", "option"), OF_LOGITS)
+def test_backends_refuse_options_that_a_loss_does_not_have(name, option, backend):
+    value, must, got = FOREIGN[option]
+    with pytest.raises(ValueError) as caught:
+        getattr(backend, name)(L, L, -1, "mean", 0, LossOptions(**{option: value}))
+    assert str(caught.value) == f"{name}: {option} must be {must}, as this loss has no such option, got {got}"
+
+
+@pytest.mark.parametrize("name", [*SOFTMAX_LOSSES, "logit_mse"])
+@pytest.mark.parametrize(
+    ("gradients", "error", "message"),
+    [
+        (9, ValueError, "0 (none), 1 (the student's), 2 (the teacher's) or 3 (both), got 9"),
+        (-1, ValueError, "0 (none), 1 (the student's), 2 (the teacher's) or 3 (both), got -1"),
+        (2**70, ValueError, f"0 (none), 1 (the student's), 2 (the teacher's) or 3 (both), got {2**70}"),
+        ("1", TypeError, "an int, got str"),
+    ],
+)
+def test_gradients_are_of_one_side_or_both(name, gradients, error, message):
+    calls = (
+        lambda: getattr(native, name)(L, L, -1, "mean", gradients),
+        lambda: _C.check_consistency(name, L, L, -1, "mean", None, gradients),
+    )
+    for call in calls:
+        with pytest.raises(error) as caught:
+            call()
+        assert str(caught.value) == f"{name}: gradients must be {message}"
+
+
+def test_the_registered_op_refuses_what_it_would_guess():
+    op = torch.ops.mtkernels.softmax_mse
+    with pytest.raises(ValueError, match=r"^softmax_mse: gradients must be 0 .*, got 9$"):
+        op(L, L, -1, "mean", 9, 1.0, 1.0, None, None, None, None, False, 0.0)
+    with pytest.raises(ValueError) as caught:
+        op(L, L, -1, "mean", 0, 1.0, 1.0, None, None, 0.5, torch.tensor(0.5), False, 0.0)
+    assert str(caught.value) == "softmax_mse: threshold must be a number or a tensor, got both"
+
+
+def test_a_dim_of_thousands_of_digits():
+    with pytest.raises(ValueError) as caught:
+        mtkernels.softmax_mse(L, L, dim=10**5000)
+    message = "softmax_mse: dim must be a dim of student [4, 3], got an int of thousands of digits"
+    assert str(caught.value) == message
+
+
+def test_a_temperature_in_a_tensor_does_not_compile():
+    torch._dynamo.reset()
+
+    @torch.compile(fullgraph=True)
+    def loss(temperature):
+        return mtkernels.softmax_mse(L, L, student_temperature=temperature)
+
+    with pytest.raises(torch._dynamo.exc.Unsupported) as caught:
+        loss(torch.tensor(1.0))
+    assert "student_temperature must be a number, got Tensor" in str(caught.value)
+
+
+VMAP = {
+    "center": (
+        lambda a, b: mtkernels.softmax_mse(a, b, center=a[0]),
+        "center must not be mapped by torch.vmap, got in_dim 0",
+    ),
+    "threshold": (
+        lambda a, b: mtkernels.softmax_mse(a, b, threshold=0.5),
+        "threshold must be None under torch.vmap (call it once on the whole batch, with dim), got 0.5",
+    ),
+    "live threshold": (
+        lambda a, b: mtkernels.softmax_mse(a, b, threshold=torch.tensor(0.5)),
+        "threshold must be None under torch.vmap (call it once on the whole batch, with dim), got a tensor",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", VMAP)
+def test_vmap_refuses(case):
+    function, message = VMAP[case]
+    with pytest.raises(NotImplementedError) as caught:
+        torch.vmap(function)(torch.randn(2, 4, 3), torch.randn(2, 4, 3))
+    assert str(caught.value) == f"softmax_mse: {message}"

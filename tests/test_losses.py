@@ -1,8 +1,12 @@
 """What the losses' options mean, said once more in torch's own words; vmap, autocast, sizes past 2^31."""
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mtkernels
 from mtkernels.backends import native
@@ -127,13 +131,45 @@ def test_two_sided_with_one_side_that_learns(name):
     assert call(name, student, teacher, two_sided=True).grad_fn is None
 
 
-@family
-def test_shifted_logits_change_nothing(name):
-    if name == "logit_mse":
-        return
-    student, teacher = logits(5, 30, dtype=torch.float32)
-    shifted = call(name, student.double() + 100, teacher.double() - 50)
-    torch.testing.assert_close(shifted, call(name, student.double(), teacher.double()))
+@softmax
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_shifted_logits_change_nothing(name, dtype):
+    """Sums of eighths, which float32 holds exactly, also when shifted: nothing but the shift is left to differ."""
+    student, teacher = ((8 * side).round() / 8 for side in logits(5, 30, dtype=dtype))
+    for reduction in ("mean", "none"):
+        shifted = call(name, student + 1000, teacher - 500, reduction=reduction)
+        assert torch.equal(shifted, call(name, student, teacher, reduction=reduction))
+
+
+def test_logits_that_are_shifted_together_change_nothing():
+    student, teacher = ((8 * side).round() / 8 for side in logits(5, 30, dtype=torch.float32))
+    shifted = mtkernels.logit_mse(student + 1000, teacher + 1000)
+    assert torch.equal(shifted, mtkernels.logit_mse(student, teacher))
+
+
+@softmax
+@pytest.mark.parametrize("kind", [int, numpy.int64, numpy.float32, numpy.float64])
+def test_temperatures_are_numbers_of_any_kind(name, kind):
+    student, teacher = logits(5, 30)
+    for number in (1, 2):
+        options = {"student_temperature": number, "teacher_temperature": number}
+        given = {option: kind(value) for option, value in options.items()}
+        floats = {option: float(value) for option, value in options.items()}
+        assert torch.equal(call(name, student, teacher, **given), call(name, student, teacher, **floats))
+
+
+@softmax
+@pytest.mark.parametrize("temperature", [1e-30, 1e30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_last_temperatures_give_numbers(name, temperature, dtype):
+    """A class that both sides mask stays out, whatever the temperature."""
+    student, teacher = logits(4, 12, dtype=dtype)
+    student[:, 3] = teacher[:, 3] = -torch.inf
+    student.requires_grad_()
+    options = {"student_temperature": temperature, "teacher_temperature": temperature}
+    loss = call(name, student, teacher, **options)
+    (gradient,) = torch.autograd.grad(loss, student)
+    assert not loss.isnan() and not gradient.isnan().any() and not gradient[:, 3].any()
 
 
 @family
@@ -154,6 +190,69 @@ def test_vmap(name):
     torch.testing.assert_close(
         gradients, torch.stack([torch.func.grad(one)(a, b) for a, b in zip(student, teacher, strict=True)])
     )
+
+
+@family
+def test_vmap_computes_a_gradient_where_one_is_asked_for(name):
+    student, teacher = logits(4, 6, 7)
+
+    def gradients_wanted(function, *arguments):
+        with Seen(name) as seen:
+            function(*arguments)
+        return seen.gradients
+
+    def one(a, b):
+        return call(name, a, b, two_sided=False)
+
+    learning = student.clone().requires_grad_()
+    mapped = torch.vmap(one)
+    assert gradients_wanted(mapped, student, teacher) == [0]
+    assert gradients_wanted(mapped, learning, teacher) == [1]
+    with torch.no_grad():
+        assert gradients_wanted(mapped, learning, teacher) == [0]
+    assert gradients_wanted(torch.vmap(torch.func.grad(one)), student, teacher) == [1]
+    assert gradients_wanted(torch.func.grad(lambda a: mapped(a, teacher).sum()), student) == [1]
+    (gradient,) = torch.autograd.grad(mapped(learning, teacher).sum(), learning)
+    torch.testing.assert_close(gradient, torch.func.grad(lambda a: mapped(a, teacher).sum())(student))
+    with pytest.raises(ValueError, match="teacher must not require grad"):
+        torch.func.grad(lambda b: mapped(student, b).sum())(teacher)
+
+
+class Seen(TorchDispatchMode):
+    """The `gradients` of each call of a registered op."""
+
+    def __init__(self, name):
+        super().__init__()
+        self.op, self.gradients = getattr(torch.ops.mtkernels, name).default, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is self.op:
+            self.gradients.append(args[4])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["softmax_mse", "logit_mse"])  # what is tested is common to all, and slow
+@pytest.mark.filterwarnings("error:There is a performance drop")
+def test_vmap_compiles_to_one_launch(name):
+    student, teacher = logits(4, 6, 7)
+    student.requires_grad_()
+    torch._dynamo.reset()
+    mapped = torch.vmap(lambda a, b: call(name, a, b, two_sided=False))
+    graphs = []
+
+    def backend(graph, inputs):
+        def record(graph, inputs):
+            graphs.append([str(node.target) for node in graph.graph.nodes])
+            return make_boxed_func(graph)
+
+        return aot_autograd(fw_compiler=record)(graph, inputs)
+
+    compiled = torch.compile(mapped, fullgraph=True, backend=backend)
+    found, expected = compiled(student, teacher), mapped(student, teacher)
+    torch.testing.assert_close(found, expected)
+    (gradient,), (expected,) = (torch.autograd.grad(loss.sum(), student) for loss in (found, expected))
+    torch.testing.assert_close(gradient, expected)
+    assert sum(target.startswith("mtkernels.") for target in graphs[0]) == 1
 
 
 @family

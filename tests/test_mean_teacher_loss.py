@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import mtkernels
-from mtkernels.backends import native
+from mtkernels.backends import native, reference
 
 ROWS, CLASSES = 19, 11
 
@@ -265,6 +265,24 @@ REFUSED = {
         TypeError,
         "ignore_index must be an int, got NoneType",
     ),
+    "ignore_index past integers": (
+        (A, B, LABELS),
+        {"ignore_index": 2**63},
+        ValueError,
+        f"ignore_index must be at least -2^63 and below 2^63, got {2**63}",
+    ),
+    "ignore_index below integers": (
+        (A, B, LABELS),
+        {"ignore_index": -(2**63) - 1},
+        ValueError,
+        f"ignore_index must be at least -2^63 and below 2^63, got {-(2**63) - 1}",
+    ),
+    "cost past floats": (
+        (A, B, LABELS),
+        {"logit_distance_cost": 10**400},
+        ValueError,
+        "logit_distance_cost must be at least 0 and finite, got a larger number than a float holds",
+    ),
     "teacher that learns": (
         (A, B.clone().requires_grad_(), LABELS),
         {},
@@ -280,3 +298,48 @@ def test_refused(case):
     with pytest.raises(error) as caught:
         mtkernels.mean_teacher_loss(*arguments, **options)
     assert str(caught.value) == f"mean_teacher_loss: {message}"
+
+
+def test_backends_have_the_same_defaults():
+    found, expected = (backend.mean_teacher_loss(A, B, LABELS) for backend in (native, reference))
+    torch.testing.assert_close(found, expected)
+    explicit = native.mean_teacher_loss(A, B, LABELS, None, -1, 1.0, 0.0, False, False, -1, False)
+    assert all(a is b is None or torch.equal(a, b) for a, b in zip(found, explicit, strict=True))
+    assert found[3] is found[4] is None
+
+
+def test_the_last_ignore_index():
+    last = 2**63 - 1
+    labels = torch.where(LABELS == -1, last, LABELS)
+    found = mtkernels.mean_teacher_loss(A, B, labels, ignore_index=last)
+    assert all(map(torch.equal, found, mtkernels.mean_teacher_loss(A, B, LABELS)))
+
+
+def test_vmap_is_refused():
+    with pytest.raises(NotImplementedError) as caught:
+        torch.vmap(lambda a, b, label: mtkernels.mean_teacher_loss(a, b, label).total)(A, B, LABELS)
+    assert str(caught.value) == (
+        "mean_teacher_loss: its tensors must not be mapped by torch.vmap (call it once on the whole batch, with dim), "
+        "got a mapped one"
+    )
+    scaled = torch.vmap(lambda a: a.sum() * mtkernels.mean_teacher_loss(A, B, LABELS).total)(A)
+    torch.testing.assert_close(scaled, A.sum(1) * mtkernels.mean_teacher_loss(A, B, LABELS).total)
+
+
+def test_the_registered_op_refuses_what_it_would_guess():
+    op = torch.ops.mtkernels.mean_teacher_loss
+    live = torch.tensor(1.0)
+    for name, numbers in (
+        ("consistency_weight", (1.0, 0.0, live, None)),
+        ("logit_distance_cost", (1.0, 0.0, None, live)),
+    ):
+        with pytest.raises(ValueError) as caught:
+            op(A, B, LABELS, None, -1, *numbers, False, False, -1, False)
+        assert str(caught.value) == f"mean_teacher_loss: {name} must be a number or a tensor, got both"
+    student = A.clone().requires_grad_()
+    total, *_ = op(student, B, LABELS, None, -1, 1.0, 0.0, None, None, False, False, -1, False)
+    with pytest.raises(RuntimeError) as caught:
+        total.backward()
+    assert str(caught.value) == (
+        "mean_teacher_loss: with_gradient must be True in the forward call of torch.ops.mtkernels, got False"
+    )

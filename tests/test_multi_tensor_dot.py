@@ -254,3 +254,15 @@ def test_dot_refuses(case, backend):
 def test_dot_refuses_a_flag_that_is_none():
     with pytest.raises(TypeError, match="multi_tensor_dot: with_norms must be a bool, got int"):
         mtkernels.multi_tensor_dot([ONE], [ONE], with_norms=1)
+
+
+def test_dot_refuses_vmap():
+    rows = torch.randn(2, 3)
+    with pytest.raises(NotImplementedError) as refused:
+        torch.vmap(lambda row: mtkernels.multi_tensor_dot([row], [ONE]))(rows)
+    assert str(refused.value) == (
+        "multi_tensor_dot: its tensors must not be mapped by torch.vmap (call it once for each sample), "
+        "got a mapped one"
+    )
+    scaled = torch.vmap(lambda row: row.sum() * mtkernels.multi_tensor_dot([ONE], [ONE]))(rows)
+    torch.testing.assert_close(scaled, 3 * rows.sum(1).double())  # what is not mapped is taken

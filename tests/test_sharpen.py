@@ -114,7 +114,16 @@ SHARPEN_ERRORS = {
         "temperature must be positive and finite, got -1.0",
     ),
     "infinite": ((ROW, float("inf")), ValueError, "temperature must be positive and finite, got inf"),
-    "a word": ((ROW, "cold"), TypeError, "temperature must be a number or a torch.Tensor, got str"),
+    "past floats": (
+        (ROW, 10**400),
+        ValueError,
+        "temperature must be positive and finite, got a larger number than a float holds",
+    ),
+    "a word": (
+        (ROW, "cold"),
+        TypeError,
+        "temperature must be a number or a torch.Tensor that holds one, got str",
+    ),
     "several": ((ROW, torch.ones(2)), ValueError, "temperature must be a number or hold one, got shape [2]"),
     "integers": (
         (ROW, torch.ones(()).long()),
@@ -122,6 +131,7 @@ SHARPEN_ERRORS = {
         "temperature must be float32 or float64, got torch.int64",
     ),
     "dim": ((ROW, 0.5, 2), ValueError, "dim must be a dim of probs [2, 3], got 2"),
+    "dim past integers": ((ROW, 0.5, 2**70), ValueError, f"dim must be a dim of probs [2, 3], got {2**70}"),
     "dim as a float": ((ROW, 0.5, 1.0), TypeError, "dim must be an int, got float"),
 }
 

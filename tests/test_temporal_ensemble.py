@@ -1,5 +1,6 @@
 """temporal_ensemble_ beyond test_ops.py: whole epochs, layouts, autograd, registration, refusals."""
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -252,128 +253,23 @@ def test_ensemble_takes_fake_tensors_and_functorch():
     torch.testing.assert_close(moved, expected[0])
 
 
-TE = "temporal_ensemble_: "
-ENSEMBLE_ERRORS = {
-    "gradient of the ensemble": (
-        lambda z, i, s: ((z.requires_grad_(), i, s), {"updates": 1}),
-        ValueError,
-        "ensemble must not require grad (it is a constant: detach it), got requires_grad=True",
-    ),
-    "no tensor": (
-        lambda z, i, s: ((z, i, [1.0]), {"updates": 1}),
-        TypeError,
-        "student must be a torch.Tensor, got list",
-    ),
-    "no updates": (
-        lambda z, i, s: ((z, i, s), {}),
-        ValueError,
-        "updates must be given where correction is 'bias', got None",
-    ),
-    "updates of floats": (
-        lambda z, i, s: ((z, i, s), {"updates": torch.tensor(1.0)}),
-        TypeError,
-        "updates must be an int, or one int64 or int32 in a tensor, got torch.float32",
-    ),
-    "updates as a float": (
-        lambda z, i, s: ((z, i, s), {"updates": 1.0}),
-        TypeError,
-        "updates must be an int, or one int64 or int32 in a tensor, got float",
-    ),
-    "several updates": (
-        lambda z, i, s: ((z, i, s), {"updates": torch.ones(2).long()}),
-        ValueError,
-        "updates must hold one number, got shape [2]",
-    ),
-    "negative updates": (
-        lambda z, i, s: ((z, i, s), {"updates": -1}),
-        ValueError,
-        "updates must be at least 0 and below 2^63, got -1",
-    ),
-    "alpha": (
-        lambda z, i, s: ((z, i, s), {"updates": 1, "alpha": 1}),
-        ValueError,
-        "alpha must be at least 0 and below 1, got 1.0",
-    ),
-    "alpha as a word": (
-        lambda z, i, s: ((z, i, s), {"updates": 1, "alpha": "a"}),
-        TypeError,
-        "alpha must be a number, got str",
-    ),
-    "correction": (
-        lambda z, i, s: ((z, i, s), {"correction": "biased"}),
-        ValueError,
-        "correction must be 'bias', 'renormalize' or 'none', got 'biased'",
-    ),
-    "reduction": (
-        lambda z, i, s: ((z, i, s), {"updates": 1, "reduction": "average"}),
-        ValueError,
-        "reduction must be 'mean', 'sum' or 'none', got 'average'",
-    ),
-    "dtype": (
-        lambda z, i, s: ((z, i, s.long()), {"updates": 1}),
-        TypeError,
-        "student must be float16, bfloat16, float32 or float64, got torch.int64",
-    ),
-    "dims": (
-        lambda z, i, s: ((z, i, s[0]), {"updates": 1}),
-        ValueError,
-        "student must have shape [rows, classes], got [11]",
-    ),
-    "no classes": (
-        lambda z, i, s: ((z, i, s[:, :0]), {"updates": 1}),
-        ValueError,
-        "student must have at least one class, got shape [6, 0]",
-    ),
-    "classes": (
-        lambda z, i, s: ((z[:, :5].contiguous(), i, s), {"updates": 1}),
-        ValueError,
-        "ensemble must have as many classes as student (11), got 5",
-    ),
-    "dims of the ensemble": (
-        lambda z, i, s: ((z[0], i, s), {"updates": 1}),
-        ValueError,
-        "ensemble must have shape [samples, classes], got [11]",
-    ),
-    "strides of the ensemble": (
-        lambda z, i, s: ((z.t().contiguous().t(), i, s), {"updates": 1}),
-        ValueError,
-        "ensemble must have rows that lie one after the other, each without gaps, got strides [1, 10]",
-    ),
-    "index of floats": (
-        lambda z, i, s: ((z, i.float(), s), {"updates": 1}),
-        TypeError,
-        "index must be int64 or int32, got torch.float32",
-    ),
-    "rows of the index": (
-        lambda z, i, s: ((z, i[:3], s), {"updates": 1}),
-        ValueError,
-        "index must have shape [6], one for each row of student, got [3]",
-    ),
-    "index outside": (
-        lambda z, i, s: ((z, torch.tensor([0, 1, 2, 10, 4, 5]), s), {"updates": 1}),
-        ValueError,
-        "index[3] must be a row of ensemble, from 0 to 9, got 10",
-    ),
-    "negative index": (
-        lambda z, i, s: ((z, torch.tensor([0, 1, 2, 3, 4, -1]), s), {"updates": 1}),
-        ValueError,
-        "index[5] must be a row of ensemble, from 0 to 9, got -1",
-    ),
-    "repeated index": (
-        lambda z, i, s: ((z, torch.tensor([0, 7, 2, 3, 7, 5]), s), {"updates": 1}),
-        ValueError,
-        "index[4] must be a row that is visited once, got 7, as index[1] is",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", ENSEMBLE_ERRORS)
-def test_ensemble_refuses(case):
-    make, kind, message = ENSEMBLE_ERRORS[case]
+@backends
+def test_ensemble_beside_its_student_in_one_storage(backend):
+    """They share a storage, but no memory."""
     ensemble, index, student = visited()
-    before = ensemble.clone()
-    arguments, options = make(ensemble, index, student)
-    with pytest.raises(kind) as refused:
-        mtkernels.temporal_ensemble_(*arguments, **options)
-    assert str(refused.value) == TE + message
-    assert torch.equal(ensemble, before)
+    expected = backend.temporal_ensemble_(ensemble.clone(), index, student, 0.6, 1)
+    both = torch.cat([ensemble, student])
+    found = backend.temporal_ensemble_(both[:10], index, both[10:], 0.6, 1)
+    assert torch.equal(found[0], expected[0]) and torch.equal(both[10:], student)
+    with pytest.raises(ValueError, match="ensemble must lie in memory apart"):
+        backend.temporal_ensemble_(both[:10], index, both[9:15], 0.6, 1)
+
+
+@pytest.mark.parametrize("kind", [int, numpy.float32, numpy.float64])
+def test_alpha_is_a_number_of_any_kind(kind):
+    ensemble, index, student = visited()
+    for alpha in (0, kind(0.5)):
+        copies = ensemble.clone(), ensemble.clone()
+        for copy, number in zip(copies, (alpha, float(alpha)), strict=True):
+            mtkernels.temporal_ensemble_(copy, index, student, alpha=number, updates=1)
+        assert torch.equal(*copies)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from mtkernels import _C
+from mtkernels.backends.reference_losses import gradient_dtype
 
 __all__ = ["multi_tensor_dot", "sharpen", "temporal_ensemble_"]
 
@@ -59,8 +60,7 @@ def temporal_ensemble_(
     loss = losses if reduction == "none" else losses.sum() * scale
     if not with_gradient:
         return loss, None
-    gradient_dtype = torch.float32 if student.dtype == torch.float16 else student.dtype
-    dstudent = torch.empty_like(student, dtype=gradient_dtype)
+    dstudent = torch.empty_like(student, dtype=gradient_dtype(student))
     return loss, dstudent.copy_(gradient.masked_fill(idle, 0) * scale)
 
 

@@ -1,11 +1,12 @@
 """The way of the losses between a student's logits and a teacher's to their kernels: eagerly, or as registered ops."""
 
+import functools
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mtkernels._library import define, must_dispatch
+from mtkernels._library import LIBRARY, define, must_dispatch
 from mtkernels._options import LossOptions
 from mtkernels.backends import backend_for
 from mtkernels.backends.reference import gradient_dtype
@@ -21,17 +22,23 @@ class LossAndUtilization(NamedTuple):
 
 
 def options_of(
-    student_temperature, teacher_temperature, center, weight, threshold, hard=False, label_smoothing=0.0
+    op, student_temperature, teacher_temperature, center, weight, threshold, hard=False, label_smoothing=0.0
 ) -> LossOptions | None:
     """None where all are at their defaults: what most calls pay for."""
     if (
         center is weight is threshold is None
-        and student_temperature == 1.0
-        and teacher_temperature == 1.0
         and hard is False
+        and type(student_temperature) is type(teacher_temperature) is type(label_smoothing) is float
+        and student_temperature == teacher_temperature == 1.0
         and label_smoothing == 0.0
     ):
         return None
+    _loss.refuse_tensor(
+        op,
+        student_temperature=student_temperature,
+        teacher_temperature=teacher_temperature,
+        label_smoothing=label_smoothing,
+    )
     return LossOptions(
         student_temperature, teacher_temperature, center, weight, threshold, hard, label_smoothing
     )
@@ -40,9 +47,10 @@ def options_of(
 def run(op, student, teacher, dim, reduction, options, two_sided, return_utilization):
     if return_utilization and (options is None or options.threshold is None):
         raise ValueError(f"{op}: threshold must be given where return_utilization is True, got None")
+    _loss.refuse_tangents(op, options, student=student, teacher=teacher)
+    transforms = _loss.refuse_nesting(op)
     gradients = _wanted(op, student, teacher, options, two_sided) if torch.is_grad_enabled() else 0
-    if _loss.refuse_nesting(op):
-        gradients = 3 if two_sided else 1
+    if transforms:
         loss, *_, utilization = _RECORDED[op].apply(
             *_flat(student, teacher, dim, reduction, gradients, options)
         )
@@ -75,10 +83,10 @@ def _wanted(op, student, teacher, options, two_sided) -> int:
     if options is not None:
         _loss.refuse_gradient(op, center=options.center, weight=options.weight, threshold=options.threshold)
     if two_sided:
-        return _loss.learns(student) + 2 * _loss.learns(teacher)
-    if teacher.requires_grad:
+        return _loss.may_learn(student) + 2 * _loss.may_learn(teacher)
+    if _loss.learns(teacher):
         _loss.refuse_gradient(op, teacher=teacher)
-    return int(_loss.learns(student))
+    return int(_loss.may_learn(student))
 
 
 # ---- the registered ops, whose arguments are flat
@@ -95,9 +103,10 @@ def _flat(student, teacher, dim, reduction, gradients, options: LossOptions | No
     )
 
 
-def _unflat(*arguments) -> LossOptions:
+def _unflat(op, *arguments) -> LossOptions:
     *first, threshold, live_threshold, hard, label_smoothing = arguments
-    return LossOptions(*first, threshold if live_threshold is None else live_threshold, hard, label_smoothing)
+    threshold = _loss.number_or_live(op, "threshold", threshold, live_threshold)
+    return LossOptions(*first, threshold, hard, label_smoothing)
 
 
 _SCHEMA = (
@@ -110,7 +119,7 @@ _SCHEMA = (
 def _register(op: str) -> type[torch.autograd.Function]:
     def kernel(student, teacher, dim, reduction, gradients, *options):
         function = getattr(backend_for(student.device.type), op)
-        outputs = function(student, teacher, dim, reduction, gradients, _unflat(*options))
+        outputs = function(student, teacher, dim, reduction, gradients, _unflat(op, *options))
         return tuple(student.new_empty(0) if output is None else output for output in outputs)
 
     class Recorded(torch.autograd.Function):
@@ -151,41 +160,51 @@ def _register(op: str) -> type[torch.autograd.Function]:
 
         @staticmethod
         def vmap(info, in_dims, *arguments):
-            return _vmap(op, info.batch_size, in_dims, arguments)
+            return _vmap(op, _RECORDED[op].apply, info.batch_size, in_dims, arguments)
 
-    define(op + _SCHEMA, kernel, _fake, recorded=Recorded)
+        jvp = _loss.no_forward_mode(op)
+
+    def registered_vmap(info, in_dims, *arguments):
+        return _vmap(op, getattr(torch.ops.mtkernels, op), info.batch_size, in_dims, arguments)
+
+    define(op + _SCHEMA, kernel, functools.partial(_fake, op), recorded=Recorded)
+    torch.library.register_vmap(f"mtkernels::{op}", registered_vmap, lib=LIBRARY)
     return Recorded
 
 
-def _fake(student, teacher, dim, reduction, gradients, *options):
+def _fake(op, student, teacher, dim, reduction, gradients, *options):
     torch._check(
         student.shape == teacher.shape, lambda: f"teacher must have the shape of student {student.shape}"
     )
     double = torch.float64 in (student.dtype, teacher.dtype)
     wide = torch.float64 if double else torch.float32
-    dim, given = dim % student.ndim, _unflat(*options)
+    dim, given = dim % student.ndim, _unflat(op, *options)
     shape = [size for i, size in enumerate(student.shape) if i != dim] if reduction == "none" else []
     sides = [
         torch.empty_like(side, dtype=gradient_dtype(side)) if gradients >> bit & 1 else student.new_empty(0)
         for bit, side in enumerate((student, teacher))
     ]
-    utilization = student.new_empty(0 if given.threshold is None else (), dtype=wide)
-    if given.threshold is None:
-        utilization = student.new_empty(0)
+    utilization = student.new_empty(0) if given.threshold is None else student.new_empty((), dtype=wide)
     return student.new_empty(shape, dtype=wide), *sides, utilization
 
 
-def _vmap(op: str, size: int, in_dims, arguments):
-    """Rows of all samples at once, reduced sample by sample."""
+def _vmap(op: str, call, size: int, in_dims, arguments):
+    """Rows of all samples at once, reduced sample by sample. call: the op below vmap."""
     student, teacher, dim, reduction, gradients, ts, tt, center, weight, *rest = arguments
-    if in_dims[7] is not None or any(value is not None for value in rest[:2]):
-        raise NotImplementedError(f"{op}: vmap must not map center, and takes no threshold")
+    if in_dims[7] is not None:
+        raise NotImplementedError(f"{op}: center must not be mapped by torch.vmap, got in_dim {in_dims[7]}")
+    threshold = _loss.number_or_live(op, "threshold", *rest[:2])
+    if threshold is not None:
+        got = "a tensor" if isinstance(threshold, Tensor) else threshold
+        raise NotImplementedError(
+            f"{op}: threshold must be None under torch.vmap (call it once on the whole batch, with dim), got {got}"
+        )
     student, teacher, weight = (
         _loss.batch_first(tensor, at, size)
         for tensor, at in zip((student, teacher, weight), (in_dims[0], in_dims[1], in_dims[8]), strict=True)
     )
     dim = dim + 1 if dim >= 0 else dim
-    outputs = _RECORDED[op].apply(student, teacher, dim, "none", gradients, ts, tt, center, weight, *rest)
+    outputs = call(student, teacher, dim, "none", gradients, ts, tt, center, weight, *rest)
     loss, sides = outputs[0], list(outputs[1:3])
     if reduction != "none":
         rows = max(loss[0].numel(), 1)

@@ -52,7 +52,7 @@ def softmax_mse(
 
     Source: Tarvainen and Valpola, "Mean teachers are better role models" (2017).
     """
-    options = options_of(student_temperature, teacher_temperature, center, weight, threshold)
+    options = options_of("softmax_mse", student_temperature, teacher_temperature, center, weight, threshold)
     return run("softmax_mse", student, teacher, dim, reduction, options, two_sided, return_utilization)
 
 
@@ -89,7 +89,7 @@ def softmax_kl(
 
     Source: Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network" (2015).
     """
-    options = options_of(student_temperature, teacher_temperature, center, weight, threshold)
+    options = options_of("softmax_kl", student_temperature, teacher_temperature, center, weight, threshold)
     return run("softmax_kl", student, teacher, dim, reduction, options, two_sided, return_utilization)
 
 
@@ -124,7 +124,9 @@ def softmax_reverse_kl(
 
     Source: Gu et al., "MiniLLM: knowledge distillation of large language models" (2023).
     """
-    options = options_of(student_temperature, teacher_temperature, center, weight, threshold)
+    options = options_of(
+        "softmax_reverse_kl", student_temperature, teacher_temperature, center, weight, threshold
+    )
     return run("softmax_reverse_kl", student, teacher, dim, reduction, options, two_sided, return_utilization)
 
 
@@ -159,7 +161,7 @@ def softmax_js(
 
     Source: Lin, "Divergence measures based on the Shannon entropy" (1991).
     """
-    options = options_of(student_temperature, teacher_temperature, center, weight, threshold)
+    options = options_of("softmax_js", student_temperature, teacher_temperature, center, weight, threshold)
     return run("softmax_js", student, teacher, dim, reduction, options, two_sided, return_utilization)
 
 
@@ -208,7 +210,7 @@ def softmax_cross_entropy(
             f"{op}: hard must be False where two_sided is True (labels have no gradient), got True"
         )
     options = options_of(
-        student_temperature, teacher_temperature, center, weight, threshold, hard, label_smoothing
+        op, student_temperature, teacher_temperature, center, weight, threshold, hard, label_smoothing
     )
     return run(op, student, teacher, dim, reduction, options, two_sided, return_utilization)
 

@@ -5,13 +5,14 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from mtkernels._library import define, must_dispatch
+from mtkernels._library import LIBRARY, define, must_dispatch
 from mtkernels.backends import backend_for
 from mtkernels.backends.reference import gradient_dtype
 from mtkernels.ops import _loss
 from mtkernels.ops._loss import Computed, Eager
 
 _OP = "mean_teacher_loss"
+_NO_VMAP = _loss.no_vmap(_OP, "call it once on the whole batch, with dim")
 
 
 class MeanTeacherLoss(NamedTuple):
@@ -80,6 +81,14 @@ def mean_teacher_loss(
         raise ValueError(f"{_OP}: consistency must be 'mse' or 'kl', got {consistency!r}")
     if normalize not in ("batch", "labeled"):
         raise ValueError(f"{_OP}: normalize must be 'batch' or 'labeled', got {normalize!r}")
+    _loss.refuse_tangents(
+        _OP,
+        student=student,
+        teacher=teacher,
+        second=second,
+        consistency_weight=consistency_weight,
+        logit_distance_cost=logit_distance_cost,
+    )
     learns = False
     if torch.is_grad_enabled() and isinstance(student, Tensor):
         _loss.refuse_gradient(
@@ -92,7 +101,7 @@ def mean_teacher_loss(
     arguments = (student, teacher, labels, second, dim, consistency_weight, logit_distance_cost)
     arguments += (consistency == "kl", normalize == "labeled", ignore_index)
     if _loss.refuse_nesting(_OP):
-        total, parts, counts, *_ = _Recorded.apply(*_flat(*arguments, True))
+        total, parts, counts, *_ = _Recorded.apply(*_flat(*arguments, learns))
     elif must_dispatch(student, teacher, labels):
         total, parts, counts, *_ = torch.ops.mtkernels.mean_teacher_loss(*_flat(*arguments, learns))
     else:
@@ -121,8 +130,8 @@ def _flat(*arguments) -> tuple:
 
 
 def _kernel(student, teacher, labels, second, dim, weight, cost, live_weight, live_cost, *rest):
-    weight = weight if live_weight is None else live_weight
-    cost = cost if live_cost is None else live_cost
+    weight = _loss.number_or_live(_OP, "consistency_weight", weight, live_weight)
+    cost = _loss.number_or_live(_OP, "logit_distance_cost", cost, live_cost)
     function = backend_for(student.device.type).mean_teacher_loss
     outputs = function(student, teacher, labels, second, dim, weight, cost, *rest)
     return tuple(student.new_empty(0) if output is None else output for output in outputs)
@@ -175,13 +184,16 @@ class _Recorded(torch.autograd.Function):
         _loss.refuse_second_derivative(_OP)
         if not ctx.with_gradient:
             raise RuntimeError(
-                f"{_OP}: backward needs with_gradient=True in the forward call of torch.ops.mtkernels"
+                f"{_OP}: with_gradient must be True in the forward call of torch.ops.mtkernels, got False"
             )
         dstudent, dsecond = (
             None if dtype is None else _loss.scaled(saved, dtotal, None).to(dtype)
             for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
         return dstudent, None, None, dsecond, *(None,) * 9
+
+    jvp = _loss.no_forward_mode(_OP)
+    vmap = staticmethod(_NO_VMAP)
 
 
 define(
@@ -192,3 +204,4 @@ define(
     _fake,
     recorded=_Recorded,
 )
+torch.library.register_vmap(f"mtkernels::{_OP}", _NO_VMAP, lib=LIBRARY)

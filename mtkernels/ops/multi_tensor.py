@@ -6,8 +6,9 @@ from typing import Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from mtkernels._library import define, functorch_levels, must_dispatch
+from mtkernels._library import LIBRARY, define, functorch_levels, must_dispatch
 from mtkernels.backends import backend_for
+from mtkernels.ops import _loss
 
 Tensors = Iterable[Tensor | None]
 
@@ -141,3 +142,8 @@ def _fake(first, second, with_norms):
 
 
 define("multi_tensor_dot(Tensor[] first, Tensor[] second, bool with_norms) -> Tensor", _run, _fake)
+torch.library.register_vmap(
+    "mtkernels::multi_tensor_dot",
+    _loss.no_vmap("multi_tensor_dot", "call it once for each sample"),
+    lib=LIBRARY,
+)

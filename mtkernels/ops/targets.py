@@ -5,14 +5,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mtkernels._library import define, functorch_levels, must_dispatch
+from mtkernels._library import LIBRARY, define, functorch_levels, must_dispatch
 from mtkernels.backends import backend_for
 from mtkernels.backends.reference import gradient_dtype
+from mtkernels.ops import _loss
 from mtkernels.ops._consistency import Reduction
-from mtkernels.ops._loss import Computed, Eager, learns, refuse_gradient, refuse_second_derivative, scaled
+from mtkernels.ops._loss import Computed, Eager
 
 Correction = Literal["bias", "renormalize", "none"]
 _OP = "temporal_ensemble_"
+_NO_VMAP = _loss.no_vmap(_OP, "call it once on the rows of all samples")
 
 
 def temporal_ensemble_(
@@ -32,13 +34,13 @@ def temporal_ensemble_(
     Z[i] <- alpha * Z[i] + (1 - alpha) * p
 
     Args:
-        ensemble: `[samples, classes]`, zeros at first; float16, bfloat16, float32 or float64, rows without gaps. Moves
-            in place; the target is a constant.
+        ensemble: `[samples, classes]`, zeros at first; float16, bfloat16, float32 or float64, rows without gaps, in
+            memory apart from the student's. Moves in place; the target is a constant.
         index: `[rows]` int64 or int32: the ensemble's row of each of the student's, none twice. A repeated or outside
             one is refused on the CPU. On a GPU the host does not look: a row outside is neither read nor written and
             its loss and gradient are NaN; what a repeated one leaves is undefined.
         student: raw logits `[rows, classes]`, of any of the four dtypes.
-        alpha: momentum, at least 0 and below 1.
+        alpha: momentum, a number, at least 0 and below 1.
         updates: how many updates each visited row has had before this one. An int, or one int64 or int32 in a tensor,
             which on the logits' device is read by the kernel, without a sync, also in a captured graph. "bias" needs
             it. Where it is 0 there is no target.
@@ -57,10 +59,12 @@ def temporal_ensemble_(
 
     Source: Laine and Aila, "Temporal ensembling for semi-supervised learning" (2017).
     """
+    _loss.refuse_tensor(_OP, alpha=alpha)
+    _loss.refuse_tangents(_OP, ensemble=ensemble, student=student)
     if torch.is_grad_enabled():
-        refuse_gradient(_OP, ensemble=ensemble)
+        _loss.refuse_gradient(_OP, ensemble=ensemble)
     arguments = ensemble, index, student, alpha, updates, correction, reduction
-    learning = torch.is_grad_enabled() and isinstance(student, Tensor) and learns(student)
+    learning = torch.is_grad_enabled() and isinstance(student, Tensor) and _loss.learns(student)
     levels = functorch_levels()
     if levels > 1:
         raise NotImplementedError(f"{_OP}: torch.func transforms must not be nested, got {levels} levels")
@@ -69,7 +73,7 @@ def temporal_ensemble_(
         split = (None, updates) if is_tensor else (updates, None)
         operands = ensemble, index, student, alpha, *split, correction, reduction
         if levels:
-            return _Recorded.apply(*operands, True)[0]
+            return _Recorded.apply(*operands, learning)[0]
         return torch.ops.mtkernels.temporal_ensemble_(*operands, learning)[0]
     if not learning:
         return _run(*arguments, False)[0]
@@ -106,8 +110,9 @@ def sharpen(probs: Tensor, temperature: float | Tensor, *, dim: int = -1) -> Ten
 
     Source: Berthelot et al., "MixMatch: a holistic approach to semi-supervised learning" (2019), eq. 7.
     """
+    _loss.refuse_tangents("sharpen", probs=probs, temperature=temperature)
     if torch.is_grad_enabled():
-        refuse_gradient("sharpen", probs=probs)
+        _loss.refuse_gradient("sharpen", probs=probs)
     if must_dispatch(probs) or functorch_levels():
         if isinstance(temperature, Tensor):
             return torch.ops.mtkernels.sharpen.tensor(probs, temperature, dim)
@@ -145,16 +150,21 @@ class _Recorded(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dloss, _):
-        refuse_second_derivative(_OP)
+        _loss.refuse_second_derivative(_OP)
         (dstudent,) = ctx.saved_tensors
         if not ctx.with_gradient:
-            raise RuntimeError("backward needs with_gradient=True in the forward call of torch.ops.mtkernels")
-        gradient = scaled(dstudent, dloss, ctx.dim).to(ctx.dtype)
+            raise RuntimeError(
+                f"{_OP}: with_gradient must be True in the forward call of torch.ops.mtkernels, got False"
+            )
+        gradient = _loss.scaled(dstudent, dloss, ctx.dim).to(ctx.dtype)
         return None, None, gradient, None, None, None, None, None, None
+
+    jvp = _loss.no_forward_mode(_OP)
+    vmap = staticmethod(_NO_VMAP)
 
 
 def _registered(ensemble, index, student, alpha, updates, live_updates, correction, reduction, with_gradient):
-    updates = updates if live_updates is None else live_updates
+    updates = _loss.number_or_live(_OP, "updates", updates, live_updates)
     loss, dstudent = _run(ensemble, index, student, alpha, updates, correction, reduction, with_gradient)
     return loss, student.new_empty(0) if dstudent is None else dstudent
 
@@ -188,5 +198,6 @@ define(
     _fake,
     recorded=_Recorded,
 )
+torch.library.register_vmap(f"mtkernels::{_OP}", _NO_VMAP, lib=LIBRARY)
 define("sharpen(Tensor probs, float temperature, int dim) -> Tensor", _sharpen, _fake_sharpen)
 define("sharpen.tensor(Tensor probs, Tensor temperature, int dim) -> Tensor", _sharpen, _fake_sharpen)
