@@ -16,14 +16,13 @@ $PYTHON -c 'import cmake, matplotlib, ninja, pybind11, pytest, pytest_benchmark'
 
 budget=570  # seconds in all; a step gets what is left of it at most
 
-step() {  # step NAME SECONDS COMMAND...: runs it under a time limit, keeps its output, goes on when it fails
+run() {  # run NAME SECONDS COMMAND...: runs it under a time limit, keeps its output, says how it went
   local title=$1 limit=$2 start=$SECONDS code
   shift 2
   (( limit <= budget - SECONDS )) || limit=$((budget - SECONDS))
   if (( limit < 5 )); then
     echo "gpu-check: $title: NOT RUN, out of time"
-    failed=1
-    return
+    return 1
   fi
   # SIGINT first: pytest then still writes what it has measured.
   timeout -s INT -k 10 "$limit" "$@" >"$out/$title.log" 2>&1
@@ -33,24 +32,42 @@ step() {  # step NAME SECONDS COMMAND...: runs it under a time limit, keeps its 
   else
     echo "gpu-check: $title: FAILED (exit $code) after $((SECONDS - start)) s"
     tail -n 25 "$out/$title.log"
-    failed=1
+    return 1
   fi
+}
+
+step() { run "$@" || failed=1; }  # and goes on when it fails
+
+beside=()
+begin() { run "$@" & beside+=($!); }  # a step beside the others that have begun
+finish() {
+  local pid
+  for pid in "${beside[@]}"; do wait "$pid" || failed=1; done
+  beside=()
 }
 
 step build 120 env MTKERNELS_CUDA=1 MTKERNELS_CUDA_ARCHS="$arch" "$PYTHON" setup.py build_ext --inplace
 [ $failed = 0 ] || exit 1
 "$PYTHON" -m mtkernels | tee "$out/environment.txt"
-step tests 120 "$PYTHON" -m pytest -m gpu -q tests
-step launches 60 "$PYTHON" bench/launches.py --large
-cat "$out/launches.log"
-# Time, share of the copy bandwidth, host time: of all cases, the largest models and WeightEMA's features too.
-step bench 200 "$PYTHON" -m pytest bench -q --bench-large --bench-seconds 1 --benchmark-json="$out/results.json"
-step report 30 "$PYTHON" bench/report.py "$out/results.json" --out "$out"
+# What is right or wrong, side by side: most of it is one CPU core's work each, and Triton compiles each kernel that it
+# is asked for, of which every loss has some dozens.
+sanitizer=(compute-sanitizer --error-exitcode 9)
 for tool in memcheck racecheck synccheck; do
-  step "sanitizer-$tool" 45 compute-sanitizer --tool "$tool" --error-exitcode 9 --kernel-regex kns=mtk \
-    "$PYTHON" tests/sanitize_gpu.py
+  begin "sanitizer-$tool" 150 "${sanitizer[@]}" --tool "$tool" --kernel-regex kns=mtk "$PYTHON" tests/sanitize_gpu.py
 done
 # initcheck has to see torch's kernels too: they write the inputs.
-step sanitizer-initcheck 45 compute-sanitizer --tool initcheck --error-exitcode 9 "$PYTHON" tests/sanitize_gpu.py
+begin sanitizer-initcheck 150 "${sanitizer[@]}" --tool initcheck "$PYTHON" tests/sanitize_gpu.py
+losses='softmax_mse softmax_kl softmax_reverse_kl softmax_js softmax_cross_entropy logit_mse'
+for op in $losses; do begin "tests-triton-$op" 150 "$PYTHON" -m pytest -m gpu -q tests -k "triton and $op"; done
+begin tests-triton 150 "$PYTHON" -m pytest -m gpu -q tests -k "triton and not (${losses// / or })"
+begin tests 150 "$PYTHON" -m pytest -m gpu -q tests -k "not triton"
+finish
+# What is fast or slow, alone.
+step launches 40 "$PYTHON" bench/launches.py --large
+cat "$out/launches.log"
+# Time, share of the copy bandwidth, host time: of all cases, the largest models and WeightEMA's features too. About fifty
+# groups; torch.compile takes seconds for each of its candidates, and that is most of the time.
+step bench 240 "$PYTHON" -m pytest bench -q --bench-large --bench-seconds 0.5 --benchmark-json="$out/results.json"
+step report 15 "$PYTHON" bench/report.py "$out/results.json" --out "$out"
 cat "$out/results.md" 2>/dev/null | head -90
 exit $failed

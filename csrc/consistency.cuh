@@ -113,12 +113,10 @@ __device__ double run_row(const Consistency& args, const Logits<typename F::Acc,
   double sums[2 + Loss::kSums];
   part.sums(group, loss, sums);
   if constexpr (Loss::kLooks) loss.finish_look(group, args, logits, row);
-  kept = sums[0] != 0 && sums[1] != 0;  // not -inf throughout; NaN is kept
-  double factor = kept ? row_weight<F>(args, row) : 0;
-  if (F::kOptions && args.has_threshold) {  // max q = 1 / z1
+  kept = sums[0] != 0 && sums[1] != 0;    // not -inf throughout; NaN is kept
+  if (F::kOptions && args.has_threshold)  // max q = 1 / z1
     kept &= !(static_cast<Acc>(1 / sums[1]) < static_cast<Acc>(args.threshold.get()));
-    factor *= kept;
-  }
+  const double factor = kept ? row_weight<F>(args, row) : 0;  // whatever the weight is
   loss.finish(sums, part, static_cast<double>(args.classes));
   if constexpr (Loss::kTerms > 0) {
     double terms[Loss::kTerms];
@@ -199,7 +197,8 @@ inline void clear(void* to, int64_t bytes, void* stream, const char* op) {
 
 inline void check_classes(int64_t classes, const char* op) {
   if (classes > kMaxClasses)
-    throw std::runtime_error(std::string(op) + ": student must have at most 2^30 classes on CUDA, got more");
+    throw std::runtime_error(std::string(op) + ": student must have at most 2^30 classes on CUDA, got " +
+                             std::to_string(classes));
 }
 
 // Whether there is nothing to launch; what is then 0 is set to 0.

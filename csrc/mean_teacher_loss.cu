@@ -158,8 +158,9 @@ __device__ void run_objective(const MeanTeacherLoss& args, const Logits<typename
     row.lead = static_cast<Acc>(2 / (classes * head)), row.along = static_cast<Acc>(terms[1] / head);
   }
   row.by_consistency = agrees ? static_cast<Acc>(scales.consistency * scales.of_rows) : Acc(0);
-  losses[kDistance] = own[kSquares] / classes;
-  row.by_distance = static_cast<Acc>(2 * scales.distance * scales.of_rows / classes);
+  const bool apart = z0 != 0 && head != 0;  // neither head is -inf throughout
+  losses[kDistance] = apart ? own[kSquares] / classes : 0;
+  row.by_distance = apart ? static_cast<Acc>(2 * scales.distance * scales.of_rows / classes) : Acc(0);
   if (args.dstudent.data) part.write(row);
   if (group.rank != 0 || index >= args.rows) return;
 #pragma unroll

@@ -9,7 +9,15 @@ from cuda_emulator.build import build, load
 
 from mtkernels._options import LossOptions
 from mtkernels.backends import reference
-from mtkernels.testing import FLOATS, OPS, check
+from mtkernels.testing import (
+    FLOATS,
+    NAN_OPTIONS,
+    OPS,
+    check,
+    check_empty_heads,
+    check_ignored_weights,
+    check_nan_rows,
+)
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 
@@ -79,6 +87,22 @@ def test_equal_sides_and_masked_rows_give_exactly_0(name, device, devices):
         assert (of_student == 0).all()
         if name != "softmax_cross_entropy":
             assert (loss == 0).all() and (of_teacher == 0).all()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", NAMES[:-1])
+def test_nan_rows_and_weights_of_rows_that_do_not_count(name, device, devices):
+    dtype, options = FLOATS[list(DEVICES).index(device)], NAN_OPTIONS[name]
+    for classes in (10, 77, 1003):
+        for chosen in options if classes == 77 else options[:1]:
+            check_nan_rows(OPS[name], devices[device], dtype, classes, **chosen)
+        check_ignored_weights(OPS[name], devices[device], classes)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_head_that_is_masked_throughout_has_no_distance(device, devices):
+    for kl, classes in ((False, 10), (True, 10), (False, 1003), (True, 1003)):
+        check_empty_heads(devices[device], kl, classes)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -1,13 +1,17 @@
 """Every op on every backend that this machine runs, against the reference: dtypes, shapes, layouts, values."""
 
 import importlib.util
+import os
 
 import pytest
+import sanitize_gpu
 import torch
+from gpu_helpers import captured, devices, same
+from gpu_helpers import launched as _launched
 
 import mtkernels
 from mtkernels.backends import WITHOUT_CUDA, native, reference
-from mtkernels.testing import FLOATS, OPS, check, random_lists
+from mtkernels.testing import FLOATS, OPS, OTHERS, check, random_lists, refuses
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
@@ -34,11 +38,19 @@ TARGETS += [
     for name, present in (("native", native.HAS_CUDA), ("triton", HAS_TRITON))
 ]
 targets = pytest.mark.parametrize(("backend", "device"), TARGETS)
+# test_triton.py holds it against the reference.
+INTERPRETED = pytest.param(
+    "triton",
+    "cpu",
+    id="triton-interpreted",
+    marks=pytest.mark.skipif(
+        not HAS_TRITON or os.environ.get("TRITON_INTERPRET") != "1", reason="Triton is not interpreted here"
+    ),
+)
 dtypes = pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: str(dtype).removeprefix("torch."))
 ops = pytest.mark.parametrize("op", OPS.values(), ids=OPS)
 LOSSES = [op for op in OPS.values() if op.name.startswith("softmax_") or op.name == "logit_mse"]
 losses = pytest.mark.parametrize("op", LOSSES, ids=lambda op: op.name)
-INFINITE = ("softmax_kl", "softmax_cross_entropy", "logit_mse")  # where the student alone excludes a class
 
 
 def _needs_kernel(op, backend, device):
@@ -46,29 +58,40 @@ def _needs_kernel(op, backend, device):
         pytest.skip("no CUDA kernel for this op: Triton's runs")
 
 
-def _rows():  # op and shapes of each case
+def _rows():  # op and shapes of each case, and its number
     for op in OPS.values():
-        for case, shapes in op.cases.items():
-            yield pytest.param(op, shapes, id=f"{op.name}-{case.replace(' ', '_')}")
+        for at, (case, shapes) in enumerate(op.cases.items()):
+            yield pytest.param(op, shapes, at, id=f"{op.name}-{case.replace(' ', '_')}")
 
 
-def _no_classes(shapes, options):
-    return shapes[0][options.get("dim", -1)] == 0 if shapes[0] else False
+def _options(op, case, dtype, backend):
+    """Which of an op's. Every option meets every dtype in some case: of each three, one in a case, and the next in the
+    next; of each six on Triton, which compiles for each. All of them in fp32 in every second case."""
+    every = 6 if backend == "triton" else 1 if op.name == "ema_update" else 3
+    if dtype is torch.float32 and backend != "triton" and case % 2 == 0:
+        every = 1
+    if op.name in OTHERS:
+        return op.options[::every]
+    return op.options[(FLOATS.index(dtype) + case) % min(every, len(op.options)) :: every]
 
 
 @targets
 @dtypes
-@pytest.mark.parametrize(("op", "shapes"), list(_rows()))
-def test_op_equals_reference(op, shapes, dtype, backend, device):
+@pytest.mark.parametrize(("op", "shapes", "case"), list(_rows()))
+def test_op_equals_reference(op, shapes, case, dtype, backend, device):
     _needs_kernel(op, backend, device)
     large = max(torch.Size(shape).numel() for shape in shapes) > 100_000
     if large and op.name != "ema_update" and dtype in (torch.float64, torch.float16):
         return  # the path is float32's and bfloat16's
-    every = 1 if dtype is torch.float32 or op.name == "ema_update" else 3  # options
-    for options in op.options[:1] if large else op.options[::every]:
-        if op in (*LOSSES, OPS["mean_teacher_loss"]) and _no_classes(shapes, options):
+    for at, options in enumerate(op.options[:1] if large else _options(op, case, dtype, backend)):
+        if refuses(op, shapes, options):
             continue
-        check(op, _backend(backend), lambda seed: op.make(shapes, dtype, device, seed), **options)
+        # The largest error of few numbers is luck: the first options are drawn often, those that leave out rows, and
+        # fp64, whose yardstick is an estimate.
+        often = at == 0 or "threshold" in options or dtype is torch.float64
+        draws = 64 if often else 16
+        make = lambda seed: op.make(shapes, dtype, device, seed)  # noqa: E731
+        check(op, _backend(backend), make, draws=draws, **options)
 
 
 @targets
@@ -87,7 +110,7 @@ def test_mixed_dtypes(op, dtype, student_dtype, backend, device):
         )
         return first, [tensor.to(student_dtype) for tensor in second]
 
-    check(op, _backend(backend), make, **op.options[0])
+    check(op, _backend(backend), make, draws=16, **op.options[0])
 
 
 LAYOUTS = {
@@ -109,7 +132,7 @@ def test_layouts_of_logits(op, dim, student_layout, teacher_layout, backend, dev
         (student,), (teacher,) = op.make(((3, 6, 5, 4),), torch.float32, device, seed)
         return [LAYOUTS[student_layout](student)], [LAYOUTS[teacher_layout](teacher)]
 
-    check(op, _backend(backend), make, dim=dim)
+    check(op, _backend(backend), make, draws=8, dim=dim)
 
 
 @targets
@@ -156,60 +179,6 @@ def test_complex_weights(dtype, backend, device):
     expected = 0.9 * teacher + 0.1 * student
     _backend(backend).ema_update([teacher], [student], 0.9)
     torch.testing.assert_close(teacher, expected)
-
-
-@targets
-@dtypes
-@losses
-def test_equal_sides_give_exactly_zero(op, dtype, backend, device):
-    for classes in (10, 100, 5000):
-        (student,), _ = op.make(((7, classes),), dtype, device)
-        loss, *gradients = op.call(_backend(backend), ([student], [student.clone()]), gradients=3)
-        if (
-            op.name == "softmax_cross_entropy"
-        ):  # the loss is the teacher's entropy, which the teacher's gradient lowers
-            assert not gradients[0].any()
-        else:
-            assert loss == 0 and not any(gradient.any() for gradient in gradients)
-
-
-@targets
-@losses
-def test_large_and_masked_logits(op, backend, device):
-    def make(seed):
-        (student,), (teacher,) = op.make(((6, 50),), torch.float32, device, seed)
-        student[0], teacher[0] = student[0] * 1e4, teacher[0] * -1e4
-        student[1, :20] = teacher[1, :20] = -torch.inf
-        teacher[2, 3:] = -torch.inf
-        student[3], teacher[3, 7:] = -torch.inf, -torch.inf
-        teacher[4] = -torch.inf
-        student[4, 1], teacher[3, 2] = torch.nan, torch.nan  # opposite a masked row
-        return [student], [teacher]
-
-    for reduction in ("none", "sum"):
-        check(op, _backend(backend), make, reduction=reduction)
-    losses, gradient = op.call(_backend(backend), make(0), reduction="none")
-    excluded = op.name in (
-        "softmax_reverse_kl",
-        "logit_mse",
-    )  # infinite where the teacher alone excludes a class
-    finite = [0, 1, 3, 4, 5] if excluded else slice(None)
-    assert losses[finite].isfinite().all() and gradient[finite].isfinite().all()
-    assert losses[2].isinf() == excluded
-    assert not losses[3:5].any() and not gradient[3:5].any()
-
-
-@targets
-@losses
-def test_a_student_that_excludes_the_teachers_class(op, backend, device):
-    """KL is infinite there, as torch's; NaN logits give NaN, in their row only."""
-    (student,), (teacher,) = op.make(((3, 60),), torch.float32, device)
-    student[0, 5], student[1, 7] = -torch.inf, torch.nan
-    losses, gradient = op.call(_backend(backend), ([student], [teacher]), reduction="none")
-    assert losses[0].isinf() if op.name in INFINITE else losses[0].isfinite()
-    assert losses[1].isnan() and gradient[1].isnan().any()
-    assert losses[2].isfinite() and gradient[2].isfinite().all()
-    assert op.name == "logit_mse" or (gradient[0].isfinite().all() and gradient[1].isnan().all())
 
 
 @targets
@@ -299,53 +268,56 @@ def test_scale(dtype, backend, device):
             torch.testing.assert_close(scaled, expected)
 
 
-@pytest.mark.gpu
+# ---- on a GPU; on a CPU the same, smaller: gpu_helpers.py
+
+
+@devices
 @losses
-def test_losses_replay_in_a_cuda_graph(op):
-    (student,), (teacher,) = op.make(((64, 1000),), torch.float32, "cuda")
+def test_losses_replay_in_a_cuda_graph(op, device):
+    (student,), (teacher,) = op.make(((64, 1000),), torch.float32, device)
     student.requires_grad_()
     function = getattr(mtkernels, op.name)
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        torch.autograd.grad(function(student, teacher), student)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+
+    def call():
         loss = function(student, teacher)
-        (gradient,) = torch.autograd.grad(3 * loss, student)
+        return loss, *torch.autograd.grad(3 * loss, student)
+
+    outputs, replay = captured(call, device)
+    before = outputs[0].item()
     teacher.copy_(torch.randn_like(teacher))
-    graph.replay()
-    expected = function(student, teacher)
-    (expected_gradient,) = torch.autograd.grad(3 * expected, student)
-    assert torch.equal(loss, expected) and torch.equal(gradient, expected_gradient)
+    replay()
+    assert same(outputs, call()) and outputs[0] != before
 
 
-@pytest.mark.gpu
-def test_ema_update_replays_in_a_cuda_graph_with_a_live_decay():
-    teacher, student = random_lists(((1000,), (64, 3, 3, 3), ()), torch.float32, "cuda")
-    decay = torch.tensor(0.5, device="cuda")
-    if not native.HAS_CUDA:  # Triton's table cannot be uploaded in a capture
-        mtkernels.ema_update(teacher, student, decay)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):  # native: also where the first call for these tensors is the captured one
-        mtkernels.ema_update(teacher, student, decay)
+@targets
+def test_ema_update_replays_in_a_cuda_graph_with_a_live_decay(backend, device):
+    teacher, student = random_lists(((1000,), (64, 3, 3, 3), ()), torch.float32, device)
+    decay = torch.tensor(0.5, device=device)
+
+    def call():
+        _backend(backend).ema_update(teacher, student, decay)
+        return ()
+
+    # Triton's table cannot be uploaded in a capture. Native: the first call for these tensors is the captured one.
+    _, replay = captured(call, device, first=backend == "triton")
     for value in (0.9, 0.1):
         decay.fill_(value)
         expected = [t.clone() for t in teacher]
-        mtkernels.ema_update(expected, student, decay)
-        graph.replay()
-        assert all(torch.equal(ours, theirs) for ours, theirs in zip(teacher, expected, strict=True))
+        _backend(backend).ema_update(expected, student, decay)
+        replay()
+        assert same(teacher, expected)
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("backend", ["native", "triton"])
-def test_one_launch_and_no_sync(backend):
+@pytest.mark.parametrize(("backend", "device"), [*TARGETS, INTERPRETED])
+def test_one_launch_and_no_sync(backend, device):
     """Whatever the number of tensors; a loss and its gradient likewise."""
-    teacher, student = random_lists(
-        ((1000,),) * 300 + ((),) * 20 + ((512, 512, 3, 3),), torch.float32, "cuda"
-    )
-    (logits,), (targets,) = OPS["softmax_mse"].make(((64, 1000),), torch.float32, "cuda")
-    labels = torch.arange(64, device="cuda") - 1
+    many, shape = (((1000,),) * 300 + ((),) * 20 + ((512, 512, 3, 3),), (64, 1000))
+    if device == "cpu":
+        many, shape = (((10,),) * 3 + ((),) * 2, (8, 10))
+    teacher, student = random_lists(many, torch.float32, device)
+    (logits,), (targets,) = OPS["softmax_mse"].make((shape,), torch.float32, device)
+    labels = torch.arange(len(logits), device=device) % shape[1] - 1
+
     calls = {
         "ema_update": lambda: _backend(backend).ema_update(teacher, student, 0.99),
         **{
@@ -353,22 +325,13 @@ def test_one_launch_and_no_sync(backend):
             for op in LOSSES
         },
         "mean_teacher_loss": lambda: _backend(backend).mean_teacher_loss(
-            logits, targets, labels, targets, with_gradient=True
+            logits, targets, labels, targets, -1, 1.0, 0.0, False, False, -1, True
         ),
     }
     for name, call in calls.items():
-        on_device = _launched(call)
+        on_device = _launched(call, device)
         assert len(on_device) == 1, (name, on_device)
 
 
-def _launched(call) -> list[str]:
-    """What runs on the device in a call after the first, which may not wait for it."""
-    call()
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-            call()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    return [e.name for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+def test_what_the_sanitizer_runs():
+    sanitize_gpu.main("cpu")

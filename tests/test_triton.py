@@ -221,6 +221,9 @@ def _compile_others() -> None:
         for options in ensemble.options:
             ensemble.call(triton, ensemble.make((shape,), dtype), **options)
         updates = torch.ones(1).int()
+        if dtype is not F32:  # an ensemble that is narrower than the accumulator, or wider than the logits
+            (student,), (samples,) = ensemble.make((shape,), dtype)
+            ensemble.call(triton, ([student], [samples.to(BF16 if dtype is F64 else F64)]))
         ensemble.call(triton, ensemble.make((shape,), dtype), correction="bias", updates=updates)
         for temperature, dim in ((0.5, 0), (torch.tensor(0.5), -1)):
             sharpen.call(triton, sharpen.make((shape,), dtype), temperature=temperature, dim=dim)

@@ -21,7 +21,7 @@ from test_triton import (  # noqa: F401
 
 from mtkernels._options import LossOptions
 from mtkernels.backends import reference
-from mtkernels.testing import OPS
+from mtkernels.testing import NAN_OPTIONS, OPS, check_empty_heads, check_ignored_weights, check_nan_rows
 
 if interpreted:
     from mtkernels.backends import triton
@@ -199,6 +199,19 @@ def test_infinite_and_nan_logits_stay_in_their_row(op, blocks):
 
 
 @walks
+@losses
+def test_a_nan_shows_in_its_row_and_in_no_other(op, blocks):
+    for options in NAN_OPTIONS[op.name]:
+        check_nan_rows(op, triton, F32, 50, **options)
+
+
+@walks
+@losses
+def test_the_weight_of_a_row_that_does_not_count_may_be_anything(op, blocks):
+    check_ignored_weights(op, triton, 50)
+
+
+@walks
 @pytest.mark.parametrize("options", [None, LossOptions(0.3, 0.3)], ids=["plain", "temperature"])
 @losses
 def test_equal_sides_give_exactly_zero(op, options, blocks):
@@ -319,6 +332,12 @@ def test_objective_of_masked_infinite_and_tied_logits(heads, kl, blocks):
     ):  # 0, whatever the logits hold; read by the kernel where it lies there
         outputs = triton.mean_teacher_loss(*arguments[:5], weightless, weightless, *arguments[7:], True)
         assert not outputs[1][1:].any() and outputs[3][7].isfinite().all()
+
+
+@walks
+@pytest.mark.parametrize("kl", [False, True])
+def test_a_head_that_is_masked_throughout_has_no_distance(kl, blocks):
+    check_empty_heads(triton, kl, 50)
 
 
 @pytest.mark.parametrize("launches", [1, 2])

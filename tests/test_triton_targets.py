@@ -101,6 +101,13 @@ def test_updates_on_the_device(correction, updates, alpha):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize(("student_dtype", "dtype"), [(F64, BF16), (BF16, F64), (F64, F16), (F32, BF16)])
+def test_ensemble_and_logits_of_two_dtypes(student_dtype, dtype):
+    ensemble, index, student = visited(5, 1000)
+    expected, found = _both(ensemble.to(dtype), index, student.to(student_dtype), 0.6, 3)
+    torch.testing.assert_close(found, expected)  # of a gradient or an average: in their own dtype
+
+
 @CLASSES
 @pytest.mark.parametrize("correction", ["bias", "renormalize"])
 def test_masked_nan_and_untargeted_rows(correction, classes):

@@ -119,7 +119,7 @@ def _loss(op: str):
         if options.threshold is not None:
             kept = ~masked & ~(sides.q.amax(-1) < _on(options.threshold, losses))
             utilization = kept.to(losses.dtype).mean() if kept.numel() else losses.new_zeros(())
-            factor = factor * kept
+            factor = torch.where(kept, factor, 0)  # whatever it is
         factor = factor.masked_fill(masked, 0)
         scale = 1 / max(losses.numel(), 1) if reduction == "mean" else 1.0  # a mean over no rows is 0
         losses = _times(factor, losses)
@@ -226,7 +226,8 @@ def mean_teacher_loss(
         dstudent, dsecond = dstudent + dsecond, None
     else:
         d = second.detach().to(wide).movedim(dim, -1)
-        difference = torch.where(a == d, 0, a - d)
+        empty = (a.amax(-1) == -torch.inf) | (d.amax(-1) == -torch.inf)
+        difference = torch.where((a == d) | empty.unsqueeze(-1), 0, a - d)
         logit_distance = _times(cost, difference.square().mean(-1).sum() * scale)
         along = _times(cost * scale * 2 / classes, difference)
         dstudent, dsecond = dstudent + along, dsecond - along

@@ -189,7 +189,7 @@ _SOFTMAX_OPTIONS = (
     {"gradients": 2, "student_temperature": 0.25, "teacher_temperature": 2.0, "reduction": "none"},
     {"weight": True, "center": True, "gradients": 3, "reduction": "sum"},
     {"threshold": 0.3, "teacher_temperature": 0.5, "reduction": "none"},
-    {"threshold": 0.3, "weight": True, "gradients": 3, "dim": 0},
+    {"threshold": 0.3, "weight": True, "center": True, "gradients": 3, "dim": 0},
 )
 _TARGET_OPTIONS = (
     *_SOFTMAX_OPTIONS,
@@ -230,6 +230,11 @@ _LOSS_BENCH = {
     )
 } | {"2x21x512x512": ((2, 21, 512, 512),)}
 _FEW_SIZES = {name: _LOSS_BENCH[name] for name in ("100x10", "256x1000")}
+
+
+def refuses(op: Op, shapes: Shapes, options: dict) -> bool:
+    """Whether a case has no classes under these options, which a loss refuses."""
+    return op.cases is _LOSS_CASES and shapes[0][options.get("dim", -1)] == 0
 
 
 def _many(count: int, size: int) -> Shapes:

@@ -82,7 +82,9 @@ def objective_in_one_block(
         distance = tl.where(a == d, 0.0, a - d)
         x = d - finite(row_max(d))
         ed = tl.exp(x)
-        za = row_sum(ed)
+        zd = row_sum(ed)
+        distance = tl.where((za == 0) | (zd == 0), 0.0, distance)  # either head is -inf throughout
+        za = zd
     masked, za, zb, ratio, inverse_zb = normalizers(za, row_sum(eb))
     u, v = contrast(LOSS, ed, eb, ratio, inverse_zb)
     first, second, _ = sums(
@@ -145,6 +147,9 @@ def objective_in_blocks(
         SECOND, BLOCK, at, along, classes, in_row, label, own
     )
     class_losses, class_za, class_scale = _class_loss(za, ma, own[0], scales[0])
+    empty = (za == 0) | (zd == 0)  # either head is -inf throughout
+    squares = tl.where(empty, 0.0, squares)
+    by_distance = tl.where(empty, 0.0, scales[2])
     masked, zd, zb, ratio, inverse_zb = normalizers(zd, zb)
     scale = tl.where(masked, 0.0, scales[1])
     first = tl.zeros_like(za)
@@ -178,7 +183,7 @@ def objective_in_blocks(
                 )  # fmt: skip
                 _store_gradients(
                     SECOND, at, along, columns, classes, in_row, tl.exp(a - ma), class_za, label, class_scale,
-                    of_consistency, scale, tl.where(a == d, 0.0, a - d), scales[2],
+                    of_consistency, scale, tl.where(a == d, 0.0, a - d), by_distance,
                 )  # fmt: skip
     losses = row_loss(LOSS, False, first, second, zd, zb, None, inverse_classes)
     return class_losses, tl.where(masked, 0.0, losses), squares * inverse_classes, ahead_a, ahead_b

@@ -100,8 +100,7 @@ def factors(masked, inverse_zb, factor, threshold):
     kept = masked == 0
     if threshold is not None:
         kept = kept & ((inverse_zb < threshold) == 0)  # NaN counts
-        factor = factor * kept.to(factor.dtype)
-    return kept, tl.where(masked, 0.0, factor)
+    return kept, tl.where(kept, factor, 0.0)  # whatever the factor is
 
 
 @triton.jit
@@ -263,10 +262,15 @@ def gradient_of_teacher(
 
 
 @triton.jit
+def narrowed(x, dtype: tl.constexpr):
+    if dtype == tl.bfloat16:
+        return x.to(tl.float32).to(dtype)  # from fp64 there is no one instruction
+    else:
+        return x.to(dtype)
+
+
+@triton.jit
 def store_gradient(pointers, columns, stride, classes, in_row, scale, gradient):
     """0 where the scale is, whatever the row holds."""
-    gradient = tl.where(scale == 0, 0.0, gradient)
-    if pointers.dtype.element_ty == tl.bfloat16:
-        gradient = gradient.to(tl.float32)  # from fp64 there is no one instruction
-    gradient = gradient.to(pointers.dtype.element_ty)
+    gradient = narrowed(tl.where(scale == 0, 0.0, gradient), pointers.dtype.element_ty)
     tl.store(pointers + columns.to(tl.int64) * stride, gradient, mask=in_row & (columns < classes))

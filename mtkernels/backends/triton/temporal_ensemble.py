@@ -13,7 +13,7 @@ from mtkernels.backends.triton.decay import joined_parts, parts
 from mtkernels.backends.triton.launch import FP_FUSION, on_device, ticket_of
 from mtkernels.backends.triton.layout import layout
 from mtkernels.backends.triton.partials import PARTIALS, add_up, comes_last, leave, new_partials
-from mtkernels.backends.triton.row_math import divide, finite, number, row_max, row_sum
+from mtkernels.backends.triton.row_math import divide, finite, narrowed, number, row_max, row_sum
 
 
 @triton.jit
@@ -38,13 +38,12 @@ def _write(
     samples, gradients, columns, stride, mask, p, z, d, along, factor, alpha, beta, masked, idle, inside,
     GRADIENT: tl.constexpr,
 ):  # fmt: skip
-    moved = (alpha * z + beta * p).to(samples.dtype.element_ty)
+    moved = narrowed(alpha * z + beta * p, samples.dtype.element_ty)
     tl.store(samples + columns, moved, mask=mask & inside & (masked == 0))
     if GRADIENT:
         gradient = tl.where(inside, tl.where(idle, 0.0, factor * p * (d - along)), float("nan"))
-        tl.store(
-            gradients + columns.to(tl.int64) * stride, gradient.to(gradients.dtype.element_ty), mask=mask
-        )
+        gradient = narrowed(gradient, gradients.dtype.element_ty)
+        tl.store(gradients + columns.to(tl.int64) * stride, gradient, mask=mask)
 
 
 @triton.jit
