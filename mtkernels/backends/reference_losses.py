@@ -110,7 +110,7 @@ _ROW = {
 def _loss(op: str):
     def loss(student, teacher, dim=-1, reduction="mean", gradients=0, options=None):
         """(loss, dstudent, dteacher, utilization); gradients: 1 the student's, 2 the teacher's, 3 both."""
-        _C.check_consistency(op, student, teacher, dim, reduction, options)
+        _C.check_consistency(op, student, teacher, dim, reduction, options, gradients)
         options = options or LossOptions()
         sides, masked = _sides(student, teacher, dim, options)
         losses, of_student, of_teacher = _ROW[op](sides, options)

@@ -137,7 +137,7 @@ def consistency(
     options: LossOptions | None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """(loss, dstudent, dteacher, utilization): the loss in its accumulator, gradients in their gradient_dtype."""
-    _C.check_consistency(op, student, teacher, dim, reduction, options)
+    _C.check_consistency(op, student, teacher, dim, reduction, options, gradients)
     options = options or _NO_OPTIONS
     wide = torch.float64 if torch.float64 in (student.dtype, teacher.dtype) else torch.float32
     dstudent = torch.empty_like(student, dtype=gradient_dtype(student)) if gradients & 1 else None
