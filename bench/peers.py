@@ -277,6 +277,23 @@ def _loss_backend(op: str, name: str) -> Factory:
     return factory
 
 
+def _objective_backend(name: str) -> Factory:
+    def factory(work: Workload) -> Candidate:
+        (teacher, drawn), (student, second) = work.teachers, work.students
+        heads, labels, last = (student.detach(), second.detach()), objective.labels_of(drawn, work.dim), {}
+        function = _backend(name, work).mean_teacher_loss
+        weights = objective.WEIGHT, objective.COST
+
+        def step():
+            last["outputs"] = function(
+                heads[0], teacher, labels, heads[1], work.dim, *weights, False, False, -1, True
+            )
+
+        return Candidate(step, lambda: list(last["outputs"]), "loss and gradients without autograd")
+
+    return factory
+
+
 def _backend(name: str, work: Workload):
     if name == "native":
         from mtkernels.backends import native
@@ -331,7 +348,7 @@ OURS: dict[str, dict[str, Factory]] = {
         "mtkernels EmaPlan": _ema_plan,
     },
     **{op: _ours(_loss(ours(op)), partial(_loss_backend, op)) for op in LOSSES if op != "mean_teacher_loss"},
-    "mean_teacher_loss": {"mtkernels": objective.step_of(objective.fused)},
+    "mean_teacher_loss": _ours(objective.step_of(objective.fused), _objective_backend),
     **targets.OURS,
 }
 

@@ -229,7 +229,7 @@ _LOSS_BENCH = {
         (16, 131072),
     )
 } | {"2x21x512x512": ((2, 21, 512, 512),)}
-_FEW_SIZES = {name: _LOSS_BENCH[name] for name in ("100x10", "256x1000")}
+_FEW_SIZES = {name: _LOSS_BENCH[name] for name in ("100x10", "256x1000", "4096x1000")}
 
 
 def refuses(op: Op, shapes: Shapes, options: dict) -> bool:
