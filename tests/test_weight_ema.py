@@ -43,7 +43,7 @@ SCHEDULES = [
 ]
 
 
-@pytest.mark.parametrize("decay", SCHEDULES, ids=str)
+@pytest.mark.parametrize("decay", SCHEDULES, ids=lambda decay: getattr(decay, "__name__", str(decay)))
 @pytest.mark.parametrize("options", [{}, {"start": 2}, {"every": 2}, {"start": 3, "every": 2}], ids=str)
 def test_schedules(decay, options):
     expected = expected_average(network(), 7, decay, **options)
