@@ -41,7 +41,7 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=" ".join)
 def test_same_as_ema_pytorch(options):
     model = Net()
     ours, theirs = _pair(model, **options)
