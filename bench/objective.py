@@ -53,26 +53,39 @@ def labels_of(drawn: Tensor, dim: int) -> Tensor:
     return torch.where(every_third, -1, labels)
 
 
+def learner(
+    forward: Callable[[], tuple[Tensor, ...]],
+    outputs: Callable[..., list[Tensor | None]],  # of what forward gave
+    learning: tuple[Tensor, ...],
+    note: str,
+) -> Candidate:
+    """Forward, the autograd graph, and backward from its first output into `learning`, without gradients before."""
+    last: list[Tensor] = []
+
+    def release() -> None:
+        for tensor in learning:
+            tensor.grad = None
+        last.clear()
+
+    def step() -> None:
+        release()
+        last.extend(forward())
+        last[0].backward()
+
+    return Candidate(step, lambda: outputs(*last), note, release)
+
+
 def step_of(function: Callable[..., tuple[Tensor, ...]], note: str = "") -> Factory:
     """Forward, the autograd graph, and backward into both heads, whose gradients are None before each step."""
 
     def factory(work: Workload) -> Candidate:
         (teacher, drawn), (student, second) = work.teachers, work.students
-        labels, dim, last = labels_of(drawn, work.dim), work.dim, {}
-
-        def step():
-            release()
-            last["outputs"] = function(student, second, teacher, labels, dim)
-            last["outputs"][0].backward()
-
-        def outputs() -> list[Tensor | None]:
-            total, parts, counts = last["outputs"]
-            return [total.detach(), parts, counts, student.grad, second.grad]
-
-        def release() -> None:
-            student.grad = second.grad = None
-            last.clear()
-
-        return Candidate(step, outputs, note or "two heads, counts of correct predictions", release)
+        labels, dim = labels_of(drawn, work.dim), work.dim
+        return learner(
+            lambda: function(student, second, teacher, labels, dim),
+            lambda total, parts, counts: [total.detach(), parts, counts, student.grad, second.grad],
+            (student, second),
+            note or "two heads, counts of correct predictions",
+        )
 
     return factory

@@ -228,18 +228,13 @@ def _loss(function: Callable[[Tensor, Tensor, int], Tensor], note: str = "") -> 
 
     def factory(work: Workload) -> Candidate:
         (teacher,), (student,) = work.teachers, work.students
-        last, dim = {}, work.dim
-
-        def release():
-            student.grad = None
-            last.clear()
-
-        def step():
-            release()
-            last["loss"] = function(student, teacher, dim)
-            last["loss"].backward()
-
-        return Candidate(step, lambda: [last["loss"].detach(), student.grad], note, release)
+        dim = work.dim
+        return objective.learner(
+            lambda: (function(student, teacher, dim),),
+            lambda loss: [loss.detach(), student.grad],
+            (student,),
+            note,
+        )
 
     return factory
 

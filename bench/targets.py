@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 import mtkernels
 from bench.cases import Workload
-from bench.objective import Candidate, Factory
+from bench.objective import Candidate, Factory, learner
 from mtkernels.testing import visited
 
 TEMPERATURE, ALPHA, UPDATES = 0.5, 0.6, 3  # as testing.OPS has them by default
@@ -54,18 +54,13 @@ def _ensemble(function: Callable[[Tensor, Tensor, Tensor], Tensor], note: str = 
 
     def factory(work: Workload) -> Candidate:
         (ensemble,), (student,) = work.teachers, work.students
-        index, last = visited(ensemble, len(student)), {}
-
-        def release():
-            student.grad = None
-            last.clear()
-
-        def step():
-            release()
-            last["loss"] = function(ensemble, index, student)
-            last["loss"].backward()
-
-        return Candidate(step, lambda: [last["loss"].detach(), student.grad, ensemble], note, release)
+        index = visited(ensemble, len(student))
+        return learner(
+            lambda: (function(ensemble, index, student),),
+            lambda loss: [loss.detach(), student.grad, ensemble],
+            (student,),
+            note,
+        )
 
     return factory
 

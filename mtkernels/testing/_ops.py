@@ -206,6 +206,22 @@ _OBJECTIVE_OPTIONS = (
     {"consistency_weight": 0.0, "logit_distance_cost": 0.0},
     {"with_gradient": False},
 )
+_LIST_CASES = {
+    "one": ((7, 5),),
+    "scalar": ((),),
+    "empty": ((0,), (3, 0, 2)),
+    "network": ((16, 3, 3, 3), (16,), (), (0,), (33, 17), (1,)),
+    "long": ((70_001,), (4096, 33)),
+}
+_ROW_CASES = {
+    "one row": ((1, 10),),
+    "one class": ((5, 1),),
+    "few classes": ((37, 10),),
+    "row edge": ((17, 64),),
+    "1000 classes": ((9, 1000),),
+    "20000 classes": ((2, 20_000),),
+    "empty": ((0, 10),),
+}
 _LOSS_CASES = {
     "one row": ((1, 10),),
     "one class": ((5, 1),),
@@ -257,13 +273,7 @@ OPS = {
                 {"found_inf": 1.0},
                 {"decay": (schedules.running_mean(0.9), schedules.cosine(0.9, steps=10), 0.75), "step": 4},
             ),
-            cases={
-                "one": ((7, 5),),
-                "scalar": ((),),
-                "empty": ((0,), (3, 0, 2)),
-                "network": ((16, 3, 3, 3), (16,), (), (0,), (33, 17), (1,)),
-                "long": ((70_001,), (4096, 33)),
-            },
+            cases=_LIST_CASES,
             bench={
                 "500x16": _many(500, 16),
                 "500x1000": _many(500, 1000),
@@ -295,13 +305,7 @@ OPS = {
             make=random_lists,
             call=_call_dot,
             options=({}, {"with_norms": True}),
-            cases={
-                "one": ((7, 5),),
-                "scalar": ((),),
-                "empty": ((2,), (0,), (3, 0, 2)),
-                "network": ((16, 3, 3, 3), (16,), (), (0,), (33, 17), (1,)),
-                "long": ((70_001,), (4096, 33)),
-            },
+            cases=_LIST_CASES | {"empty": ((2,), (0,), (3, 0, 2))},
             bench={
                 "500x16": _many(500, 16),
                 "500x1000": _many(500, 1000),
@@ -319,15 +323,7 @@ OPS = {
                 {"updates": 0, "reduction": "sum"},
                 {"with_gradient": False},
             ),
-            cases={
-                "one row": ((1, 10),),
-                "one class": ((5, 1),),
-                "few classes": ((37, 10),),
-                "row edge": ((17, 64),),
-                "1000 classes": ((9, 1000),),
-                "20000 classes": ((2, 20_000),),
-                "empty": ((0, 10),),
-            },
+            cases=_ROW_CASES,
             bench={"100x10": ((100, 10), (60_000,)), "256x1000": ((256, 1000), (2560,))},
         ),
         Op(
@@ -338,17 +334,7 @@ OPS = {
                 *({"temperature": temperature} for temperature in (0.5, 1.0, 0.07, 4.0)),
                 {"dim": 0},
             ),
-            cases={
-                "one row": ((1, 10),),
-                "one class": ((5, 1),),
-                "few classes": ((37, 10),),
-                "row edge": ((17, 64),),
-                "1000 classes": ((9, 1000),),
-                "20000 classes": ((2, 20_000),),
-                "empty": ((0, 10),),
-                "vector": ((100,),),
-                "dense map": ((2, 7, 5, 3),),
-            },
+            cases=_ROW_CASES | {"vector": ((100,),), "dense map": ((2, 7, 5, 3),)},
             bench={"256x10": ((256, 10),), "256x1000": ((256, 1000),)},
         ),
     )
