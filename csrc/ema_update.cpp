@@ -13,6 +13,7 @@ namespace {
 constexpr int64_t kGrain = 32 * 1024;  // elements that pay for one more thread
 constexpr int64_t kBlock = 4096;       // elements that stay in the first cache from one use to the next
 constexpr int64_t kPiece = 64 * 1024;  // elements of a partial sum
+constexpr int64_t kSummed = 256;       // of those whose squares are added before they go to fp64
 
 // The average as near + weight * (far - near), weight <= 1/2.
 struct Blend {
@@ -194,22 +195,24 @@ void run_share(const Table& table, int64_t begin, int64_t end, const Launch& lau
 template <class Dst, class Src>
 MTK_CPU_CLONES static double squared_distance(const Run<Dst, Src>& run) {
   using Acc = Accumulator<Dst, Src>;
+  const Dst* const teacher = run.teacher;
+  const uint16_t* const low = run.low;
+  const Src* const student = run.student;
   double total = 0;
-  for (int64_t start = 0; start < run.count; start += kBlock) {
-    const int64_t end = std::min(start + kBlock, run.count);
+  for (int64_t start = 0; start < run.count; start += kSummed) {
+    const int64_t end = std::min(start + kSummed, run.count);
     Acc sum = 0;
-    if (run.low == nullptr) {
+    if (low == nullptr) {
 #pragma omp simd reduction(+ : sum)
       for (int64_t i = start; i < end; ++i) {
-        const Acc difference =
-            static_cast<Acc>(widen(run.teacher[i])) - static_cast<Acc>(widen(run.student[i]));
+        const Acc difference = static_cast<Acc>(widen(teacher[i])) - static_cast<Acc>(widen(student[i]));
         sum += difference * difference;
       }
     } else if constexpr (sizeof(Dst) == 2) {
 #pragma omp simd reduction(+ : sum)
       for (int64_t i = start; i < end; ++i) {
         const Acc difference =
-            static_cast<Acc>(joined(run.teacher[i], run.low[i])) - static_cast<Acc>(widen(run.student[i]));
+            static_cast<Acc>(joined(teacher[i], low[i])) - static_cast<Acc>(widen(student[i]));
         sum += difference * difference;
       }
     }

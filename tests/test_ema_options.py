@@ -206,7 +206,7 @@ def test_drift_is_the_norm_and_has_the_same_bits_for_any_number_of_threads(dtype
     for k in (0, 1):
         pairs = zip(teacher[5 * k :][:4], student, strict=False)
         exact = sum((t.to(wide) - s.to(wide)).abs().square().sum() for t, s in pairs).sqrt()
-        torch.testing.assert_close(drift[k], exact, rtol=1e-5, atol=0)  # sums of 4096 squares in float32
+        torch.testing.assert_close(drift[k], exact, rtol=1e-6, atol=0)  # sums of 256 squares in float32
     assert all(torch.equal(drift, other) for other, _ in runs[1:])
 
 
