@@ -7,15 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mtkernels.train.data import DATASETS
-from mtkernels.train.loop import make_method, train
+from mtkernels.train.data import load_dataset
+from mtkernels.train.loop import make_batches, make_method, train
 from mtkernels.train.methods import METHODS
 
 
 def trained(config, **options):
-    data = DATASETS[config.dataset].load(config.labels, config.seed)
-    method, records = make_method(config, data), []
-    train(config, method, data, on_record=records.append, **options)
+    data, records = load_dataset(config), []
+    batches = make_batches(config, data)
+    method = make_method(config, data, batches)
+    train(method, data, batches, on_record=records.append, **options)
     return method, records
 
 

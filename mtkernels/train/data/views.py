@@ -1,0 +1,148 @@
+"""What the networks see of a batch: augmented views for training, plain pixels for evaluation."""
+
+import torch
+from torch import Tensor
+
+import mtkernels
+
+from ..config import Config, SettingError
+from ..seeds import generator
+from .augment import Augment
+from .dataset import Dataset
+from .policies import Policy, ResizedCrop, TranslateFlip
+from .raw import RawData
+from .sampler import Draw
+
+_FLAT = 1e-8  # added to an image's variance: one of a single colour has none
+
+
+class Pixels:
+    """Stored pixels as networks get them: from 0 to 1, or less the mean and over the deviation of channel or image.
+
+    Whitened images are that already.
+    """
+
+    def __init__(self, raw: RawData, config: Config) -> None:
+        self.levels = raw.levels
+        self.by_image = config.normalize == "image"
+        channels = config.normalize == "channels"
+        self.mean, self.std = (raw.mean, raw.std) if channels else ((0.0,), (1.0,))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Of uint8 or float32 images [rows, channels, height, width]: float32."""
+        if images.is_floating_point():
+            return images
+        pixels = images.float() / self.levels
+        if self.by_image:
+            mean, inverse = image_statistics(images, self.levels)
+            return (pixels - mean.view(-1, 1, 1, 1)) * inverse.view(-1, 1, 1, 1)
+        mean, std = (
+            torch.tensor(numbers, device=pixels.device).view(-1, 1, 1) for numbers in (self.mean, self.std)
+        )
+        return (pixels - mean) / std
+
+    def options(self, images: Tensor, index: Tensor | None, views: int) -> dict[str, object]:
+        """The same for `mtkernels.augment` on rows `index` of stored images, or on all, for so many views."""
+        if images.is_floating_point():
+            return {}
+        scale = self.levels / 255  # the op's pixels are v / 255
+        if not self.by_image:
+            return {"mean": tuple(m * scale for m in self.mean), "std": tuple(s * scale for s in self.std)}
+        mean, inverse = image_statistics(images if index is None else images[index], self.levels)
+        channels = images.shape[1]
+        color = torch.zeros(len(mean), channels, channels + 1, device=images.device)
+        color[:, range(channels), range(channels)] = (inverse / scale)[:, None]
+        color[:, :, channels] = -(mean * inverse)[:, None]
+        return {"color": color.expand(views, -1, -1, -1), "clamp": False}
+
+
+def image_statistics(images: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    """Mean and inverse deviation of each of uint8 images over all its pixels and channels, on the scale 0 to 1."""
+    flat = images.flatten(1).float() / levels
+    return flat.mean(1), (flat.var(1, unbiased=False) + _FLAT).rsqrt()
+
+
+def make_policy(config: Config) -> Policy:
+    """What draws the parameters of `mtkernels.augment`."""
+    if config.augment == "imagenet":
+        size = 224 if config.image_size is None else config.image_size
+        return ResizedCrop(
+            size=size, flip=config.flip, rotate=config.rotate, jitter=config.jitter, border=config.border
+        )
+    return TranslateFlip(
+        translate=config.translate, flip=config.flip, shared_flip=config.shared_flip, border=config.border
+    )
+
+
+class Views:
+    """Augmented views of images that are in memory: a function of the draw and, for noise and `affine`, of the step."""
+
+    def __init__(self, config: Config, data: Dataset, count: int) -> None:
+        self.config, self.count, self.images = config, count, data.pool.images
+        self.pixels = Pixels(data.raw, config)
+        amounts = ("rotate", "zoom", "shear", "shift", "warp", "noise")
+        self.affine = Augment(**{name: getattr(config, name) for name in amounts})
+        self.policy = make_policy(config) if config.augment in ("translate", "imagenet") else None
+
+    def __call__(self, draw: Draw, step: int) -> list[Tensor]:
+        """`count` views [rows, channels, height, width] of the images of a batch."""
+        seed = self.config.seed
+        if self.policy is not None:
+            views = drawn(self.policy, self.pixels, self.images, draw, seed=seed, count=self.count)
+            return with_noise(list(views), self.config, step)
+        pixels = self.pixels(self.images[draw.index])
+        if self.config.augment == "affine":
+            return [self.affine(pixels, seed=seed, step=step, view=view) for view in range(self.count)]
+        return with_noise([pixels] * self.count, self.config, step)
+
+
+class StreamViews:
+    """Views of one image after another, in worker processes; the same as `Views` would make."""
+
+    def __init__(self, config: Config, data: Dataset, count: int) -> None:
+        if config.augment not in ("translate", "imagenet"):
+            raise SettingError(
+                f"augment must be imagenet or translate for images that stay on disk, got {config.augment!r}"
+            )
+        self.seed, self.count = config.seed, count
+        self.pixels, self.policy = Pixels(data.raw, config), make_policy(config)
+        self.size = 224 if config.image_size is None else config.image_size
+
+    def __call__(self, image: Tensor, sample: int, epoch: int) -> Tensor:
+        """Of an image [1, 3, height, width]: [count, 3, size, size]."""
+        draw = Draw(torch.tensor([sample]), torch.tensor([epoch]), 0)
+        return drawn(self.policy, self.pixels, image, draw, seed=self.seed, count=self.count, alone=True)[
+            :, 0
+        ]
+
+
+def drawn(
+    policy: Policy, pixels: Pixels, images: Tensor, draw: Draw, *, seed: int, count: int, alone: bool = False
+) -> Tensor:
+    """Views [count, rows, channels, height, width] of images[draw.index], or of `images` themselves, in one launch."""
+    index = None if alone else draw.index
+    means = None
+    if isinstance(policy, ResizedCrop) and any(policy.jitter):  # contrast turns about an image's own mean
+        chosen = images if alone else images[index]
+        means = chosen.float().mean((2, 3)) / pixels.levels
+    parameters = policy.parameters(
+        draw.index, draw.passes, seed=seed, views=count, size=tuple(images.shape[-2:]), means=means
+    )
+    options = pixels.options(images, index, count)
+    if parameters.color is not None:
+        options["color"] = parameters.color
+    return mtkernels.augment(
+        images, index, parameters.geometry, size=policy.out_size, border=policy.border, **options
+    )
+
+
+def with_noise(views: list[Tensor], config: Config, step: int) -> list[Tensor]:
+    """Gaussian noise on each view by itself."""
+    if not config.noise:
+        return views
+    noisy = []
+    for number, view in enumerate(views):
+        draw = generator(view.device, config.seed, "noise", step, number)
+        noise = torch.randn(view.shape, generator=draw, device=view.device, dtype=view.dtype)
+        noisy.append(view + config.noise * noise)
+    return noisy
