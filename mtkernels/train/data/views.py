@@ -53,7 +53,7 @@ class Pixels:
         color = torch.zeros(len(mean), channels, channels + 1, device=images.device)
         color[:, range(channels), range(channels)] = (inverse / scale)[:, None]
         color[:, :, channels] = -(mean * inverse)[:, None]
-        return {"color": color.expand(views, -1, -1, -1), "clamp": False}
+        return {"color": color.repeat(views, 1, 1, 1), "clamp": False}
 
 
 def image_statistics(images: Tensor, levels: int) -> tuple[Tensor, Tensor]:
