@@ -1,6 +1,7 @@
 """Two loaders of the same JPEG files, two augmented views of 224 x 224 each: ours, and Pillow under a DataLoader."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -10,8 +11,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from mtkernels.train.config import Config
+from mtkernels.train.data import Quarantine
+from mtkernels.train.data.dataset import make_dataset
 from mtkernels.train.data.folder import IMAGENET_MEAN, IMAGENET_STD, class_folders
 from mtkernels.train.data.stream import StreamBatches
+from mtkernels.train.data.views import StreamViews
 
 SIZE, VIEWS = 224, 2
 
@@ -31,19 +36,16 @@ def write_jpegs(root: Path, images: int, *, width: int = 500, height: int = 375,
 
 
 def ours(root: Path, *, batch_size: int, workers: int) -> Iterator[Tensor]:
-    """Endless batches of views [2, rows, 3, 224, 224]; normalised later, where they are on the device."""
-    train = class_folders(root).train
-    batches = _endless(len(train), batch_size)
-    for views, _ in StreamBatches(train.images, train.labels, views_of, batches, size=SIZE, workers=workers):
+    """Endless batches of views [2, rows, 3, 224, 224], float32, normalised: random resized crops and flips."""
+    config = Config(
+        dataset="imagenet", labels="all", augment="imagenet", image_size=SIZE, normalize="channels"
+    )
+    config = replace(config, rotate=0.0, jitter=(0.0, 0.0, 0.0, 0.0))
+    data = make_dataset(class_folders(root), config, Quarantine())
+    files, labels, views_of = data.pool.images, data.pool.labels, StreamViews(config, data, VIEWS)
+    batches = _endless(len(labels), batch_size)
+    for views, _ in StreamBatches(files, labels, views_of, batches, size=SIZE, workers=workers):
         yield views
-
-
-def views_of(image: Tensor, sample: int, epoch: int) -> Tensor:
-    """Random resized crops and flips by Pillow, uint8."""
-    random = np.random.RandomState([sample, epoch])
-    whole = Image.fromarray(image[0].permute(1, 2, 0).numpy())
-    views = [np.asarray(_resized_crop(whole, random)) for _ in range(VIEWS)]
-    return torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2)
 
 
 def plain(root: Path, *, batch_size: int, workers: int) -> Iterator[Tensor]:

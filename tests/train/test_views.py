@@ -1,4 +1,4 @@
-"""Views for training and pixels for evaluation are normalised alike; streamed images get the views of those in memory."""
+"""Views and evaluation are normalised alike; streamed images get the views that images in memory get."""
 
 from dataclasses import replace
 
@@ -77,7 +77,9 @@ def test_streamed_images_get_the_same_views(augment, normalize):
     stream = StreamViews(config, data, 2)
     for row, sample in enumerate(draw_of().index.tolist()):
         image = data.pool.images[sample : sample + 1].permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
-        torch.testing.assert_close(stream(image, sample, 3), torch.stack([view[row] for view in many]))
+        (one, other) = stream([image], [sample], [3])[:, 0]
+        torch.testing.assert_close(one, many[0][row])
+        torch.testing.assert_close(other, many[1][row])
 
 
 def test_a_shared_flip_turns_both_views():

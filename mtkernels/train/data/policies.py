@@ -27,6 +27,11 @@ class Parameters:
     color: Tensor | None = None  # [views, rows, 3, 4] float32: (r, g, b, 1) of 0..1 to (r, g, b)
     erase: Tensor | None = None  # [views, rows, 4] int32: top, left, height, width in the output
 
+    def row(self, at: int) -> "Parameters":
+        """Those of one row, as a batch of one."""
+        parts = (self.geometry, self.color, self.erase)
+        return Parameters(*(None if part is None else part[:, at : at + 1].contiguous() for part in parts))
+
 
 @dataclass(frozen=True)
 class Batch:

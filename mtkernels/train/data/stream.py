@@ -15,16 +15,18 @@ from ..config import SettingError
 from .decode import DecodeError, Quarantine, resize_crop
 from .raw import ImageFiles
 
-# (image uint8 [1, 3, height, width] with the strides of channels_last, sample, epoch) -> views [k, 3, size, size]
-ViewsOf = Callable[[Tensor, int, int], Tensor]
+# (n images, each uint8 [1, 3, height, width] with the strides of channels_last, n samples, n epochs) -> views
+# [k, n, 3, size, size]. Several at once, as the random numbers of many cost no more than those of one.
+ViewsOf = Callable[[Sequence[Tensor], Sequence[int], Sequence[int]], Tensor]
+_TOGETHER = 32  # images: some 20 MB, decoded
 
 
 class StreamBatches:
     """Views [k, rows, 3, size, size] and labels [rows] of `batches`, pairs of indices [rows] and epochs [rows].
 
-    An image is decoded once for its k views, `views_of(image, index, epoch)`, which workers that are spawned need to be
-    picklable. A broken image is noted in `quarantine`, and the next one in the list that has its label stands in for
-    it, with the random numbers of the broken one. So batches are a pure function of files, labels and `batches`,
+    An image is decoded once for its k views, `views_of(images, indices, epochs)`, which workers that are spawned need
+    to be picklable. A broken image is noted in `quarantine`, and the next one in the list that has its label stands in
+    for it, with the random numbers of the broken one. So batches are a pure function of files, labels and `batches`,
     however many workers there are. To resume, start `batches` there. Each worker reads `prefetch` batches ahead.
     """
 
@@ -146,15 +148,15 @@ class _TrainRows(_Rows):
 
     def __getitem__(self, batch: tuple[list[int], list[int]]) -> _Loaded:
         indices, epochs = batch
-        views, broken = torch.empty(0), {}
+        parts, broken = [], {}
         try:
-            for row, (at, epoch) in enumerate(zip(indices, epochs, strict=True)):
-                view = self.views_of(_tensor(self._sound(at, broken)), at, epoch)
-                if not row:
-                    views = view.new_empty(len(view), len(indices), *view.shape[1:])
-                views[:, row] = view
+            for start in range(0, len(indices), _TOGETHER):
+                some = slice(start, start + _TOGETHER)
+                images = [_tensor(self._sound(at, broken)) for at in indices[some]]
+                parts.append(self.views_of(images, indices[some], epochs[some]))
         except SettingError as error:
             return _Loaded(None, None, broken, error)
+        views = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
         return _Loaded(views, torch.from_numpy(self.labels[indices]), broken, None)
 
     def _sound(self, at: int, broken: dict[str, str]) -> np.ndarray:

@@ -1,5 +1,7 @@
 """What the networks see of a batch: augmented views for training, plain pixels for evaluation."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from ..config import Config, SettingError
 from ..seeds import generator
 from .augment import Augment
 from .dataset import Dataset
-from .policies import Policy, ResizedCrop, TranslateFlip
+from .policies import Parameters, Policy, ResizedCrop, TranslateFlip
 from .raw import RawData
 from .sampler import Draw
 
@@ -40,6 +42,10 @@ class Pixels:
             torch.tensor(numbers, device=pixels.device).view(-1, 1, 1) for numbers in (self.mean, self.std)
         )
         return (pixels - mean) / std
+
+    def means(self, images: Tensor) -> Tensor:
+        """Mean of each channel [rows, channels], on the scale 0 to 1."""
+        return images.float().mean((2, 3)) / self.levels
 
     def options(self, images: Tensor, index: Tensor | None, views: int) -> dict[str, object]:
         """The same for `mtkernels.augment` on rows `index` of stored images, or on all, for so many views."""
@@ -88,7 +94,12 @@ class Views:
         """`count` views [rows, channels, height, width] of the images of a batch."""
         seed = self.config.seed
         if self.policy is not None:
-            views = drawn(self.policy, self.pixels, self.images, draw, seed=seed, count=self.count)
+            means = self.pixels.means(self.images[draw.index]) if _needs_means(self.policy) else None
+            size = tuple(self.images.shape[-2:])
+            parameters = self.policy.parameters(
+                draw.index, draw.passes, seed=seed, views=self.count, size=size, means=means
+            )
+            views = augmented(self.images, draw.index, self.policy, self.pixels, parameters)
             return with_noise(list(views), self.config, step)
         pixels = self.pixels(self.images[draw.index])
         if self.config.augment == "affine":
@@ -97,7 +108,7 @@ class Views:
 
 
 class StreamViews:
-    """Views of one image after another, in worker processes; the same as `Views` would make."""
+    """Views of images of several sizes, in worker processes; the same as `Views` would make."""
 
     def __init__(self, config: Config, data: Dataset, count: int) -> None:
         if config.augment not in ("translate", "imagenet"):
@@ -108,27 +119,33 @@ class StreamViews:
         self.pixels, self.policy = Pixels(data.raw, config), make_policy(config)
         self.size = 224 if config.image_size is None else config.image_size
 
-    def __call__(self, image: Tensor, sample: int, epoch: int) -> Tensor:
-        """Of an image [1, 3, height, width]: [count, 3, size, size]."""
-        draw = Draw(torch.tensor([sample]), torch.tensor([epoch]), 0)
-        return drawn(self.policy, self.pixels, image, draw, seed=self.seed, count=self.count, alone=True)[
-            :, 0
+    def __call__(self, images: Sequence[Tensor], samples: Sequence[int], epochs: Sequence[int]) -> Tensor:
+        """Of images, each [1, 3, height, width]: [count, images, 3, size, size]."""
+        size = tuple(torch.tensor([image.shape[axis] for image in images]) for axis in (2, 3))
+        draw = Draw(torch.tensor(samples), torch.tensor(epochs), 0)
+        means = (
+            torch.cat([self.pixels.means(image) for image in images]) if _needs_means(self.policy) else None
+        )
+        parameters = self.policy.parameters(
+            draw.index, draw.passes, seed=self.seed, views=self.count, size=size, means=means
+        )
+        views = [
+            augmented(image, None, self.policy, self.pixels, parameters.row(row))
+            for row, image in enumerate(images)
         ]
+        return torch.cat(views, 1)
 
 
-def drawn(
-    policy: Policy, pixels: Pixels, images: Tensor, draw: Draw, *, seed: int, count: int, alone: bool = False
+def _needs_means(policy: Policy) -> bool:
+    """Contrast turns about an image's own mean."""
+    return isinstance(policy, ResizedCrop) and any(policy.jitter)
+
+
+def augmented(
+    images: Tensor, index: Tensor | None, policy: Policy, pixels: Pixels, parameters: Parameters
 ) -> Tensor:
-    """Views [count, rows, channels, height, width] of images[draw.index], or of `images` themselves, in one launch."""
-    index = None if alone else draw.index
-    means = None
-    if isinstance(policy, ResizedCrop) and any(policy.jitter):  # contrast turns about an image's own mean
-        chosen = images if alone else images[index]
-        means = chosen.float().mean((2, 3)) / pixels.levels
-    parameters = policy.parameters(
-        draw.index, draw.passes, seed=seed, views=count, size=tuple(images.shape[-2:]), means=means
-    )
-    options = pixels.options(images, index, count)
+    """Views [count, rows, channels, height, width] of images[index], or of all of them, in one launch."""
+    options = pixels.options(images, index, len(parameters.geometry))
     if parameters.color is not None:
         options["color"] = parameters.color
     return mtkernels.augment(

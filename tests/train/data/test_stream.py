@@ -27,8 +27,12 @@ SIZE = 16
 WORKERS = pytest.mark.parametrize("workers", [0, 2])
 
 
-def views_of(image, sample, epoch):
-    """Two random crops, told apart by all that they are drawn from."""
+def views_of(images, samples, epochs):
+    """Two random crops of each, told apart by all that they are drawn from."""
+    return torch.stack([crops(*each) for each in zip(images, samples, epochs, strict=True)], 1)
+
+
+def crops(image, sample, epoch):
     assert image.dtype == torch.uint8 and image.shape[:2] == (1, 3)
     height, width = image.shape[2:]
     draw = np.random.RandomState([sample, epoch])
@@ -36,8 +40,8 @@ def views_of(image, sample, epoch):
     return torch.cat([image[:, :, top : top + SIZE, left : left + SIZE] for top, left in corners])
 
 
-def refusing_views(image, sample, epoch):
-    raise ArithmeticError(f"no views of {sample}")
+def refusing_views(images, samples, epochs):
+    raise ArithmeticError(f"no views of {samples[0]}")
 
 
 def drawn(indices, epoch=0):
@@ -79,7 +83,7 @@ def test_views_and_labels(root, stream):
     assert labels.tolist() == [0, NO_LABEL, 0] and labels.dtype == torch.int64
     for row, at in enumerate([3, 12]):
         image = torch.from_numpy(train.images.decode(at, 0)).permute(2, 0, 1).unsqueeze(0)
-        assert torch.equal(views[:, row], views_of(image, at, 0))
+        assert torch.equal(views[:, row], crops(image, at, 0))
     assert not torch.equal(more[:, 0], views[:, 0])  # another epoch
 
 
@@ -107,7 +111,7 @@ def test_a_broken_image_is_replaced_by_the_next_of_its_label(root, stream, worke
     paths = class_folders(root).train.images
     for row, sample, stand_in in ((2, 6, 4), (3, 7, 4), (5, 13, 14)):
         image = torch.from_numpy(paths.decode(stand_in, 0)).permute(2, 0, 1).unsqueeze(0)
-        assert torch.equal(views[:, row], views_of(image, sample, 0))
+        assert torch.equal(views[:, row], crops(image, sample, 0))
     assert torch.equal(views[:, [0, 1, 4, 6]], sound[:, [0, 1, 4, 6]])
     assert [os.path.relpath(name, root / "train") for name in sorted(batches.quarantine.broken)] == [
         "digit1/02.jpg",
@@ -183,6 +187,12 @@ def test_workers_that_are_spawned_can_be_given_all_they_need(root):
     rows = module._TrainRows(train.images, train.labels.numpy(), partial(views_of), SIZE, 10)
     loaded = pickle.loads(pickle.dumps(rows))[[0, 5], [0, 0]]
     assert torch.equal(loaded.views, rows[[0, 5], [0, 0]].views)
+
+
+def test_a_batch_of_more_images_than_are_decoded_at_once(root, stream, monkeypatch):
+    together = next(stream(iter([drawn([0, 1, 2, 4, 5])])))[0]
+    monkeypatch.setattr("mtkernels.train.data.stream._TOGETHER", 2)
+    assert torch.equal(next(stream(iter([drawn([0, 1, 2, 4, 5])])))[0], together)
 
 
 def test_least_is_what_the_decoder_is_asked_for(root, stream):
