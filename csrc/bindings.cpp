@@ -43,6 +43,7 @@ PYBIND11_MODULE(_C, m) {
   mtk::bind_slots(m);
   mtk::bind_losses(m);
   mtk::bind_targets(m);
+  mtk::bind_augment(m);
   m.def("scale_", &mtk::scale_, "data"_a, "factor"_a);
   m.def("build_info", &mtk::build_info, "Flags of this build and features of this CPU.");
 }

@@ -27,5 +27,6 @@ void bind_ema(py::module_& m);
 void bind_slots(py::module_& m);
 void bind_losses(py::module_& m);
 void bind_targets(py::module_& m);
+void bind_augment(py::module_& m);
 
 }  // namespace mtk

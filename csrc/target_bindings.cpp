@@ -73,16 +73,6 @@ Correction read_correction(const py::object& correction) {
          py::repr(correction));
 }
 
-bool is_index(const TensorView& view) {
-  return view.dtype.code == kDLInt && (view.dtype.bits == 64 || view.dtype.bits == 32) &&
-         view.dtype.lanes == 1;
-}
-
-int64_t integer_at(const TensorView& view, int64_t offset) {
-  return view.dtype.bits == 64 ? reinterpret_cast<const int64_t*>(view.address())[offset]
-                               : reinterpret_cast<const int32_t*>(view.address())[offset];
-}
-
 // None where the kernel reads it from the device.
 std::optional<int64_t> read_updates(const py::object& updates, const TensorView& student) {
   constexpr const char* kCounts = "be at least 0 and below 2^63";
@@ -90,7 +80,7 @@ std::optional<int64_t> read_updates(const py::object& updates, const TensorView&
   int64_t value;
   if (is_tensor(updates.ptr())) {
     const TensorView view = TensorView::of(updates.ptr(), argument);
-    if (!is_index(view))
+    if (!view.is_index())
       refuse(Refusal::type, argument, "be an int, or one int64 or int32 in a tensor",
              view.attribute("dtype"));
     if (view.numel() != 1) refuse(Refusal::value, argument, "hold one number", "shape " + view.shape_text());
@@ -100,7 +90,7 @@ std::optional<int64_t> read_updates(const py::object& updates, const TensorView&
              "be on the CPU or on the device of student (" + student.attribute("device") + ")",
              view.attribute("device"));
     }
-    value = integer_at(view, 0);
+    value = view.integer_at(0);
   } else {
     const auto number = py::reinterpret_steal<py::object>(
         PyIndex_Check(updates.ptr()) ? PyNumber_Index(updates.ptr()) : nullptr);
@@ -120,7 +110,7 @@ void check_index_values(const TensorView& index, int64_t samples) {
   const int64_t rows = index.shape[0];
   std::vector<std::pair<int64_t, int64_t>> seen(static_cast<size_t>(rows));  // sample, position
   for (int64_t i = 0; i < rows; ++i) {
-    const int64_t sample = integer_at(index, i * index.strides[0]);
+    const int64_t sample = index.integer_at(i * index.strides[0]);
     if (sample < 0 || sample >= samples) {
       refuse(Refusal::value, {kEnsemble, "index", i},
              "be a row of ensemble, from 0 to " + std::to_string(samples - 1), std::to_string(sample));
@@ -181,7 +171,7 @@ void check_shapes(const TensorView& ensemble, const TensorView& index, const Ten
     refuse(Refusal::value, z, "have rows that lie one after the other, each without gaps",
            "strides " + ensemble.stride_text());
   }
-  if (!is_index(index)) refuse(Refusal::type, i, "be int64 or int32", index.attribute("dtype"));
+  if (!index.is_index()) refuse(Refusal::type, i, "be int64 or int32", index.attribute("dtype"));
   if (index.ndim != 1 || index.shape[0] != student.shape[0]) {
     refuse(Refusal::value, i,
            "have shape [" + std::to_string(student.shape[0]) + "], one for each row of student",

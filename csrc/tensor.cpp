@@ -133,20 +133,23 @@ int64_t TensorView::numel() const {
   return count;
 }
 
-bool TensorView::dense() const {
+bool TensorView::contiguous() const {
   int64_t expected = 1;
-  bool contiguous = true;
-  for (int32_t i = ndim - 1; i >= 0 && contiguous; --i) {
-    contiguous = shape[i] == 1 || strides[i] == expected;
+  for (int32_t i = ndim - 1; i >= 0; --i) {
+    if (shape[i] != 1 && strides[i] != expected) return numel() == 0;
     expected *= shape[i];
   }
-  if (contiguous || numel() == 0) return true;
+  return true;
+}
+
+bool TensorView::dense() const {
+  if (contiguous()) return true;
   std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size
   for (int32_t i = 0; i < ndim; ++i) {
     if (shape[i] != 1) dims.emplace_back(strides[i], shape[i]);
   }
   std::sort(dims.begin(), dims.end());
-  expected = 1;
+  int64_t expected = 1;
   for (const auto& [stride, size] : dims) {
     if (stride != expected) return false;
     expected *= size;
@@ -173,6 +176,15 @@ bool TensorView::is_float() const {
   return dtype.lanes == 1 &&
          ((dtype.code == kDLFloat && (dtype.bits == 16 || dtype.bits == 32 || dtype.bits == 64)) ||
           (dtype.code == kDLBfloat && dtype.bits == 16));
+}
+
+bool TensorView::is_index() const {
+  return dtype.code == kDLInt && (dtype.bits == 64 || dtype.bits == 32) && dtype.lanes == 1;
+}
+
+int64_t TensorView::integer_at(int64_t offset) const {
+  return dtype.bits == 64 ? reinterpret_cast<const int64_t*>(address())[offset]
+                          : reinterpret_cast<const int32_t*>(address())[offset];
 }
 
 Dtype TensorView::float_dtype() const {

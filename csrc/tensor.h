@@ -46,9 +46,12 @@ struct TensorView : DLTensor {
   char* address() const { return static_cast<char*>(data) + byte_offset; }
   int64_t numel() const;
   int64_t bytes() const { return numel() * dtype.bits / 8 * dtype.lanes; }
-  bool dense() const;      // its elements fill one stretch of memory, in any order of the dims
-  bool injective() const;  // no two of its elements lie at one place
-  bool is_float() const;   // one of the four dtypes of dtype.h
+  bool dense() const;       // its elements fill one stretch of memory, in any order of the dims
+  bool injective() const;   // no two of its elements lie at one place
+  bool contiguous() const;  // dense, the last dim fastest
+  bool is_float() const;    // one of the four dtypes of dtype.h
+  bool is_index() const;    // int64 or int32
+  int64_t integer_at(int64_t offset) const;  // of is_index() on the CPU, `offset` elements from the first
   bool is_complex() const { return dtype.code == kDLComplex; }
   Dtype float_dtype() const;  // of is_float(); of the parts where complex
   bool on_cpu() const { return device.device_type == kDLCPU || device.device_type == kDLCUDAHost; }

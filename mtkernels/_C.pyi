@@ -1,11 +1,12 @@
 """The native module: checks arguments and runs the CPU and CUDA kernels.
 
-csrc/bindings.cpp, with ema_bindings.cpp, loss_bindings.cpp and target_bindings.cpp.
+csrc/bindings.cpp, with ema_bindings.cpp, loss_bindings.cpp, target_bindings.cpp and augment_bindings.cpp.
 """
 
 from collections.abc import Sequence
 from typing import TypedDict
 
+import torch
 from torch import Tensor
 
 from mtkernels._options import LossOptions
@@ -182,4 +183,32 @@ def check_temporal_ensemble(
 ) -> None: ...
 def sharpen(probs: Tensor, temperature: float | Tensor, dim: int = -1) -> Tensor: ...
 def check_sharpen(probs: Tensor, temperature: float | Tensor, dim: int) -> None: ...
+def augment(
+    images: Tensor,
+    index: Tensor | None,
+    geometry: Tensor,
+    size: Sequence[int] | None,
+    color: Tensor | None,
+    clamp: bool,
+    erase: Tensor | None,
+    mean: float | Sequence[float] | None,
+    std: float | Sequence[float] | None,
+    border: str,
+    fill: float | Sequence[float],
+    dtype: torch.dtype,
+    channels_last: bool,
+) -> Tensor: ...
+def check_augment(
+    images: Tensor,
+    index: Tensor | None,
+    geometry: Tensor,
+    size: Sequence[int] | None,
+    color: Tensor | None,
+    erase: Tensor | None,
+    mean: float | Sequence[float] | None,
+    std: float | Sequence[float] | None,
+    border: str,
+    fill: float | Sequence[float],
+    dtype: torch.dtype,
+) -> tuple[tuple[int, int], tuple[float, ...], tuple[float, ...], tuple[float, ...]]: ...
 def build_info() -> BuildInfo: ...

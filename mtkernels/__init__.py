@@ -13,6 +13,7 @@ except ImportError as error:
 from mtkernels import nn, schedules
 from mtkernels.compat.averaged_model import ema_multi_avg_fn
 from mtkernels.ema import WeightEMA
+from mtkernels.ops.augment import augment
 from mtkernels.ops.consistency import (
     LossAndUtilization,
     logit_mse,
@@ -32,6 +33,7 @@ __all__ = [
     "LossAndUtilization",
     "MeanTeacherLoss",
     "WeightEMA",
+    "augment",
     "ema_multi_avg_fn",
     "ema_update",
     "logit_mse",

@@ -48,7 +48,6 @@ INTERPRETED = pytest.param(
     ),
 )
 dtypes = pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: str(dtype).removeprefix("torch."))
-ops = pytest.mark.parametrize("op", OPS.values(), ids=OPS)
 LOSSES = [op for op in OPS.values() if op.name.startswith("softmax_") or op.name == "logit_mse"]
 losses = pytest.mark.parametrize("op", LOSSES, ids=lambda op: op.name)
 
@@ -80,6 +79,8 @@ def _options(op, case, dtype, backend):
 @pytest.mark.parametrize(("op", "shapes", "case"), list(_rows()))
 def test_op_equals_reference(op, shapes, case, dtype, backend, device):
     _needs_kernel(op, backend, device)
+    if op.name == "augment" and dtype is torch.float64:
+        return  # which no view is
     large = max(torch.Size(shape).numel() for shape in shapes) > 100_000
     if large and op.name != "ema_update" and dtype in (torch.float64, torch.float16):
         return  # the path is float32's and bfloat16's
@@ -97,7 +98,7 @@ def test_op_equals_reference(op, shapes, case, dtype, backend, device):
 @targets
 @pytest.mark.parametrize("student_dtype", FLOATS)
 @dtypes
-@ops
+@pytest.mark.parametrize("op", [op for op in OPS.values() if op.name != "augment"], ids=lambda op: op.name)
 def test_mixed_dtypes(op, dtype, student_dtype, backend, device):
     _needs_kernel(op, backend, device)
 

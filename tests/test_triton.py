@@ -64,19 +64,29 @@ def _check(op, make, draws=2, **options):
     check(replace(op, call=call), triton, make, **options)
 
 
-def _rows():  # op and shapes of each case; the losses have a file of their own
+def _rows():  # op and shapes of each case, and its number; the losses have a file of their own
     for op in OPS.values():
-        for case, shapes in op.cases.items() if op not in LOSSES and op is not OBJECTIVE else ():
-            yield pytest.param(op, shapes, id=f"{op.name}-{case.replace(' ', '_')}")
+        for at, (case, shapes) in enumerate(op.cases.items()) if op not in LOSSES and op is not OBJECTIVE else ():
+            yield pytest.param(op, shapes, at, id=f"{op.name}-{case.replace(' ', '_')}")
+
+
+def _options(op, case, dtype):
+    """All in fp32, else the first; of augment, of which there are many, a quarter in each case, else one."""
+    if op.name != "augment":
+        return op.options if dtype is F32 else op.options[:1]
+    every = 4 if dtype is F32 else len(op.options)
+    return op.options[case % every :: every]
 
 
 @dtypes
-@pytest.mark.parametrize(("op", "shapes"), list(_rows()))
-def test_op_equals_reference(op, shapes, dtype):
+@pytest.mark.parametrize(("op", "shapes", "case"), list(_rows()))
+def test_op_equals_reference(op, shapes, case, dtype):
+    if op.name == "augment" and dtype is F64:
+        return  # which no view is
     large = max(torch.Size(shape).numel() for shape in shapes) > 50_000
     if large and dtype is not F32:
         pytest.skip("the interpreter is slow: fp32 only")
-    for options in op.options if dtype is F32 and not large else op.options[:1]:
+    for options in op.options[:1] if large else _options(op, case, dtype):
         _check(op, lambda seed: op.make(shapes, dtype, seed=seed), **options)
 
 
@@ -162,7 +172,7 @@ def _compile_for(target: str) -> None:
         kernel.run = warmup
 
     driver.set_active(Driver())
-    names = ("consistency", "mean_teacher_loss", "multi_tensor_dot", "temporal_ensemble", "sharpen")
+    names = ("consistency", "mean_teacher_loss", "multi_tensor_dot", "temporal_ensemble", "sharpen", "augment")
     for name in ("ema_update", "scale", "swap", "nonfinite", *names):
         compile_only(getattr(_module(name), f"_{name}_kernel"))
     compile_only(_module("mean_teacher_loss")._count_kernel)
@@ -227,6 +237,11 @@ def _compile_others() -> None:
         ensemble.call(triton, ensemble.make((shape,), dtype), correction="bias", updates=updates)
         for temperature, dim in ((0.5, 0), (torch.tensor(0.5), -1)):
             sharpen.call(triton, sharpen.make((shape,), dtype), temperature=temperature, dim=dim)
+    for (shapes, options), dtype in zip(
+        itertools.product(list(OPS["augment"].cases.values())[:5:2], OPS["augment"].options),
+        itertools.cycle((F32, BF16, F16)),
+    ):
+        OPS["augment"].call(triton, OPS["augment"].make(shapes, dtype), **options)
 
 
 def _compile_ema_options() -> None:

@@ -5,7 +5,7 @@ from types import ModuleType
 from mtkernels.backends import native, reference
 
 # Ops without a CUDA kernel of their own: on CUDA tensors Triton's runs, also where `_C` has CUDA.
-WITHOUT_CUDA = frozenset({"multi_tensor_dot", "sharpen", "temporal_ensemble_"})
+WITHOUT_CUDA = frozenset({"augment", "multi_tensor_dot", "sharpen", "temporal_ensemble_"})
 
 
 def backend_for(device_type: str, op: str | None = None) -> ModuleType:

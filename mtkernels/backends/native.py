@@ -21,4 +21,5 @@ mean_teacher_loss = _C.mean_teacher_loss
 scale_ = _C.scale_
 multi_tensor_dot = _C.multi_tensor_dot
 sharpen = _C.sharpen
+augment = _C.augment
 temporal_ensemble_ = _C.temporal_ensemble_

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mtkernels import _C
+from mtkernels.backends.reference_augment import *  # noqa: F403
 from mtkernels.backends.reference_losses import *  # noqa: F403
 from mtkernels.backends.reference_targets import *  # noqa: F403
 

@@ -11,10 +11,11 @@ from mtkernels import schedules
 from mtkernels._options import LossOptions
 from mtkernels.backends import reference
 from mtkernels.ops.ema import EmaOptions
+from mtkernels.testing import _augment
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 # Neither weight averages nor losses.
-OTHERS = ("multi_tensor_dot", "sharpen", "temporal_ensemble_")
+OTHERS = ("augment", "multi_tensor_dot", "sharpen", "temporal_ensemble_")
 Shapes = tuple[tuple[int, ...], ...]
 
 
@@ -336,6 +337,14 @@ OPS = {
             ),
             cases=_ROW_CASES | {"vector": ((100,),), "dense map": ((2, 7, 5, 3),)},
             bench={"256x10": ((256, 10),), "256x1000": ((256, 1000),)},
+        ),
+        Op(
+            name="augment",
+            make=_augment.random_images,
+            call=_augment.call,
+            options=_augment.OPTIONS,
+            cases=_augment.CASES,
+            bench=_augment.BENCH,
         ),
     )
 }

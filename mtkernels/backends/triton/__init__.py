@@ -10,6 +10,7 @@ except ModuleNotFoundError as error:
         "(builds of torch for CUDA, ROCm and XPU bring it), got no module named 'triton'"
     ) from None
 
+from mtkernels.backends.triton.augment import augment
 from mtkernels.backends.triton.ema_update import ema_update, ema_update_plan
 from mtkernels.backends.triton.logit_mse import logit_mse
 from mtkernels.backends.triton.mean_teacher_loss import mean_teacher_loss
@@ -26,6 +27,7 @@ from mtkernels.backends.triton.swap import swap_
 from mtkernels.backends.triton.temporal_ensemble import temporal_ensemble_
 
 __all__ = [
+    "augment",
     "ema_update",
     "ema_update_plan",
     "logit_mse",
