@@ -26,9 +26,8 @@ class Pixels:
 
     def __init__(self, raw: RawData, config: Config) -> None:
         self.levels = raw.levels
-        self.by_image = config.normalize == "image"
-        channels = config.normalize == "channels"
-        self.mean, self.std = (raw.mean, raw.std) if channels else ((0.0,), (1.0,))
+        self.by_image, self.by_channel = config.normalize == "image", config.normalize == "channels"
+        self.mean, self.std = (raw.mean, raw.std) if self.by_channel else ((0.0,), (1.0,))
 
     def __call__(self, images: Tensor) -> Tensor:
         """Of uint8 or float32 images [rows, channels, height, width]: float32."""
@@ -38,6 +37,8 @@ class Pixels:
         if self.by_image:
             mean, inverse = image_statistics(images, self.levels)
             return (pixels - mean.view(-1, 1, 1, 1)) * inverse.view(-1, 1, 1, 1)
+        if not self.by_channel:
+            return pixels
         mean, std = (
             torch.tensor(numbers, device=pixels.device).view(-1, 1, 1) for numbers in (self.mean, self.std)
         )
