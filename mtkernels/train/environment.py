@@ -22,7 +22,9 @@ def environment(device: torch.device, command: Sequence[str] | None = None) -> d
         "git_commit": _git_commit(),
         "torch": torch.__version__,
         "numpy": numpy.__version__,
-        **{name: _version(name) for name in ("Pillow", "simplejpeg", "scipy")},  # pixels depend on who decodes
+        **{
+            name: _version(name) for name in ("Pillow", "simplejpeg", "scipy")
+        },  # pixels depend on who decodes
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": _cpu_name(),

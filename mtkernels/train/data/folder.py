@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..config import SettingError
 from .decode import DecodeError, Quarantine, decode, in_threads, resize_crop
-from .raw import NO_LABEL, ImageSet, RawData
+from .raw import NO_LABEL, ImageSet, RawData, channel_statistics
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")  # in upper case, too
 UNLABELED = "unlabeled"
@@ -125,19 +125,6 @@ def scan(root: Path, *, train: str, test: str) -> tuple[list[str], tuple[Listing
         _listing(root / train, train_images, folders),
         _listing(root / test, test_images, folders),
     )
-
-
-def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of uint8 images [count, channels, ...], of pixels 0 to 1."""
-    counts = torch.zeros(images.shape[1], 256, dtype=torch.float64)
-    for chunk in images.split(1024):  # bincount needs 8 bytes a pixel
-        for channel, total in enumerate(counts):
-            total += torch.bincount(chunk[:, channel].flatten(), minlength=256)
-    shares = counts / counts.sum(1, keepdim=True)
-    levels = torch.arange(256, dtype=torch.float64) / 255
-    mean = shares @ levels
-    variance = (shares * (levels - mean[:, None]).square()).sum(1)
-    return tuple(mean.tolist()), tuple(variance.sqrt().tolist())
 
 
 def _images_by_folder(folder: Path) -> dict[str, list[str]]:

@@ -1,6 +1,5 @@
 """A user's own small images as numpy arrays: train.npz and test.npz in a folder, or one .npz with both."""
 
-import math
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -11,10 +10,9 @@ import torch
 from torch import Tensor
 
 from ..config import SettingError
-from .raw import NO_LABEL, ImageSet, RawData
+from .raw import NO_LABEL, ImageSet, RawData, channel_statistics
 
 _CHANNELS = (1, 3, 4)
-_CHUNK = 2**22  # pixels counted at once
 
 
 def npz(path: Path) -> RawData:
@@ -37,21 +35,8 @@ def npz(path: Path) -> RawData:
     ]
     class_names = _class_names(train, parts, files[0])
     _check(parts, prefixes, files, len(class_names))
-    mean, std = moments(parts[0].images)
+    mean, std = channel_statistics(parts[0].images)
     return RawData(train=parts[0], test=parts[1], class_names=class_names, mean=mean, std=std)
-
-
-def moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each channel of uint8 [N, C, H, W] as pixels 0 to 1; a constant one has deviation 1."""
-    counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)  # of each value in each channel
-    for chunk in images.split(max(1, _CHUNK // images[0].numel())):
-        for channel, count in enumerate(counts):
-            count += torch.bincount(chunk[:, channel].flatten(), minlength=256)
-    number, values = images.numel() // images.shape[1], torch.arange(256)
-    sums = list(zip((counts @ values).tolist(), (counts @ values**2).tolist(), strict=True))
-    mean = tuple(total / number / 255 for total, _ in sums)
-    std = tuple(math.sqrt(number * squares - total**2) / number / 255 or 1.0 for total, squares in sums)
-    return mean, std
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:

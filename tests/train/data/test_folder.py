@@ -12,7 +12,7 @@ from PIL import Image
 from mtkernels.train.config import SettingError
 from mtkernels.train.data import folder, verify
 from mtkernels.train.data.decode import Quarantine, decode, resize_crop
-from mtkernels.train.data.folder import Files, PathList, channel_statistics, class_folders
+from mtkernels.train.data.folder import Files, PathList, class_folders
 from mtkernels.train.data.raw import NO_LABEL
 from mtkernels.train.data.verify import CACHE, verify_folder
 
@@ -132,13 +132,6 @@ def test_broken_images_are_left_out_of_memory_and_named(root):
     assert quarantine.images == 27 and len(quarantine.broken) == 7
     with pytest.raises(SettingError, match="max_broken 0 allows 0"):
         class_folders(root, image_size=16, quarantine=Quarantine(max_broken=0))
-
-
-def test_channel_statistics_of_several_chunks():
-    images = torch.randint(0, 256, (2500, 3, 3, 3), generator=torch.Generator().manual_seed(0)).byte()
-    mean, std = channel_statistics(images)
-    assert torch.allclose(torch.tensor(mean).double(), (images.double() / 255).mean((0, 2, 3)))
-    assert torch.allclose(torch.tensor(std).double(), (images.double() / 255).std((0, 2, 3), correction=0))
 
 
 def test_path_list_is_a_sequence_of_paths_and_small(tmp_path):

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from mtkernels.train.config import SettingError
-from mtkernels.train.data.npz import moments, npz
+from mtkernels.train.data.npz import npz
+from mtkernels.train.data.raw import channel_statistics
 
 from . import formats
 
@@ -44,11 +45,11 @@ def test_folder_and_layouts(layout, shape, tmp_path, digits):
 
 
 def test_moments_are_those_of_the_pixels(digits):
-    mean, std = moments(digits.train)
+    mean, std = channel_statistics(digits.train)
     pixels = digits.train.numpy().astype(np.float64) / 255
     np.testing.assert_allclose(mean, pixels.mean((0, 2, 3)), rtol=1e-12)
     np.testing.assert_allclose(std, pixels.std((0, 2, 3)), rtol=1e-12)
-    assert moments(torch.full((5, 1, 4, 4), 51, dtype=torch.uint8)) == ((0.2,), (1.0,))
+    assert channel_statistics(torch.full((5, 1, 4, 4), 51, dtype=torch.uint8)) == ((0.2,), (1.0,))
 
 
 @pytest.mark.parametrize(
