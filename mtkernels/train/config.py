@@ -210,6 +210,8 @@ class Config:
             raise SettingError("ema_warmup must be off where ema_decay_rampup is given, got True")
         if self.eval_split == "validation" and not self.validation:
             raise SettingError("validation must be 1 or more where eval_split is validation, got 0")
+        if self.augment == "imagenet" and self.jitter[3] > 0.5:
+            raise SettingError(f"jitter's hue must be at most half a turn, 0.5, got {self.jitter[3]}")
         if self.normalize not in ("none", "channels") and self.augment == "imagenet":
             raise SettingError(f"normalize must not be {self.normalize} where augment is imagenet")
 
@@ -247,17 +249,39 @@ class Config:
         for name in values:
             if name not in kinds:
                 raise SettingError(f"{name} is no setting{suggestion(name, kinds)}")
-        return cls(**{name: _read(kinds[name], value) for name, value in values.items()})
+        return cls(**{name: _read(name, kinds[name], value) for name, value in values.items()})
 
 
-def _read(kind: object, value: object) -> object:
-    """A value from JSON or TOML as the field's type has it."""
+def _read(name: str, kind: object, value: object) -> object:
+    """A value from JSON or TOML as the field's type has it. TOML has no None: there it is the word none."""
     kinds = get_args(kind) if isinstance(kind, UnionType) or get_origin(kind) is Union else (kind,)
-    if isinstance(value, list):
-        return tuple(value)
-    if isinstance(value, str) and Path in kinds and value != "all":
-        return Path(value)
-    return float(value) if float in kinds and type(value) is int else value
+    if value is None or value == "none":
+        if type(None) in kinds:
+            return None
+        if value is None or str not in kinds:
+            kinds = [each for each in kinds if get_origin(each) is Literal and value in get_args(each)]
+    for each in kinds:
+        if get_origin(each) is Literal and value in get_args(each):
+            return value
+        if (
+            get_origin(each) is tuple
+            and isinstance(value, (list, tuple))
+            and len(value) == len(get_args(each))
+        ):
+            return tuple(_read(name, part, item) for part, item in zip(get_args(each), value, strict=True))
+        if each is float and type(value) in (int, float):
+            return float(value)
+        if each is Path and isinstance(value, (str, Path)):
+            return Path(value)
+        if each in (int, str, bool) and type(value) is each:
+            return value
+    raise SettingError(f"{name} must be {_words(kind)}, got {value!r}")
+
+
+def _words(kind: object) -> str:
+    return re.sub(
+        r"typing\.|pathlib\.", "", str(getattr(kind, "__name__", kind) if isinstance(kind, type) else kind)
+    )
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
@@ -269,6 +293,8 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 _CHOICES = {
     name: get_args(hint) for name, hint in get_type_hints(Config).items() if get_origin(hint) is Literal
 }  # field -> what it may be
+# In the training's unit.
+LENGTHS = ("lr_rampup", "lr_rampdown", "sigmoid_rampdown", "consistency_rampup", "eval_interval")
 _LARGE = 1e9  # refuses inf
 _RANGES = (
     (("labels", "steps", "epochs", "width", "image_size"), 1, _LARGE, "1 or more"),

@@ -35,7 +35,7 @@ def translate(argv: Sequence[str]) -> list[str]:
     """
     words: list[str] = []
     for word in argv:
-        name, equals, value = word.partition("=") if word.startswith("--") else (word, "", "")
+        name, equals, value = _parted(word)
         if name in NOT_YET:
             raise SettingError(f"{name} is not supported: {NOT_YET[name]}")
         words.append(ALIASES.get(name, name))
@@ -55,6 +55,16 @@ def translate(argv: Sequence[str]) -> list[str]:
         if given in translated and other not in translated:
             translated += [other, "None"]
     return translated
+
+
+def _parted(word: str) -> tuple[str, str, str]:
+    """A flag, and its value where that is attached: --lr=0.1, --weight_decay, -b=64, -b64."""
+    if word.startswith("--"):
+        name, equals, value = word.partition("=")
+        return name.replace("_", "-"), equals, value
+    if word[:2] in ALIASES.keys() | NOT_YET.keys() and word[2:]:
+        return word[:2], "=", word[2:].removeprefix("=")
+    return word, "", ""
 
 
 def _switch(word: str) -> str:

@@ -1,16 +1,20 @@
 """A run's folder: making it, filling it, reading its weights back."""
 
 import json
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .config import Config
-from .data import Dataset
-from .data.labels import image_names, write_label_file
+from .data import Dataset, Pixels
+from .data.dataset import resized
+from .data.labels import write_label_file
+from .data.raw import Facts
+from .data.whiten import Whitener, Zca
 from .files import free_path, write_csv, write_json, write_with
 from .loop import build_model
 from .meter import Record
@@ -34,13 +38,18 @@ def make_folder(config: Config) -> Path:
 
 
 def describe_data(folder: Path, data: Dataset) -> None:
-    """Write dataset.json, which a network's input and output are read by, and labels.txt: what was labeled."""
-    raw = data.raw
-    described = {"class_names": raw.class_names, "channels": data.channels, "mean": raw.mean, "std": raw.std}
-    described |= {"levels": raw.levels, "images": len(data.pool), "labeled": len(data.labeled)}
+    """Write dataset.json and zca.npz, which a network's input and output are read by, and labels.txt: what was labeled.
+
+    A ZCA that was fitted is kept beside the dataset, too: not before, as a dry run writes nothing.
+    """
+    described = asdict(data.raw) | {"whitening": data.whitening and data.whitening.kind}
+    described |= {"images": len(data.pool), "labeled": len(data.labeled)}
     write_json(folder / "dataset.json", described)
+    if data.whitening is not None:
+        data.whitening.zca.save(folder / "zca.npz")
+        data.whitening.keep()
     if len(data.labeled) < len(data.pool):
-        write_label_file(folder / "labels.txt", data.pool.labels, image_names(data.pool), raw.class_names)
+        write_label_file(folder / "labels.txt", data.pool.labels, data.pool.names, data.raw.class_names)
 
 
 def finish_folder(
@@ -67,16 +76,37 @@ def finish_folder(
 
 
 def load_model(folder: Path, role: Literal["teacher", "student"] = "teacher") -> nn.Module:
-    """The trained network of a run, on the CPU in eval mode: maps images, made by data.Pixels, to logits."""
+    """The trained network of a run, on the CPU in eval mode: maps what `load_pixels` makes of images to logits."""
     from safetensors.torch import load_file
 
-    config = Config.from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    described = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    config, described = _read(folder)
     weights = load_file(folder / f"{role}.safetensors")
     config = replace(config, pretrained=False)  # its weights are in the folder
     model = build_model(config, classes=len(described["class_names"]), channels=described["channels"])
     model.load_state_dict(weights)
     return model.eval()
+
+
+def load_pixels(folder: Path) -> Callable[[Tensor], Tensor]:
+    """What a run's networks take, of uint8 images [rows, channels, height, width] as its dataset has them.
+
+    Images of another size than `image_size` become that size as a dataset's in memory do. Where images stay on disk,
+    cut them as an evaluation does, by data.decode.resize_crop.
+    """
+    config, described = _read(folder)
+    facts = Facts(**{field.name: described[field.name] for field in fields(Facts)})
+    make: Callable[[Tensor], Tensor] = Pixels(facts, config)
+    if described["whitening"] is not None:
+        make = Whitener(described["whitening"], facts.levels, Zca.load(folder / "zca.npz"))
+    return lambda images: make(resized(images, config.image_size))
+
+
+def _read(folder: Path) -> tuple[Config, dict[str, Any]]:
+    """A run's settings, and its dataset.json."""
+    settings, described = (
+        json.loads((folder / name).read_text(encoding="utf-8")) for name in ("config.json", "dataset.json")
+    )
+    return Config.from_dict(settings), described
 
 
 def _save_weights(path: Path, model: nn.Module) -> None:

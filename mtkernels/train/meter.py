@@ -10,6 +10,7 @@ from .data import Dataset, Evaluation
 from .methods import Method
 from .methods.method import heads_of
 
+_FEW = 10  # classes, among which five are half
 Record = dict[str, float]  # one line of metrics.jsonl
 
 
@@ -44,12 +45,16 @@ class Meter:
                     f"{name} must stay finite, got {loss} by step {steps_done}: try a lower lr or consistency"
                 )
         models = [self.method.student, self.method.teacher]
-        student_error, teacher_error = error_percents(models, self.evaluation)
+        (student_error, student_error5), (teacher_error, teacher_error5) = error_percents(
+            models, self.evaluation
+        )
+        top5 = {"student_error5": student_error5, "teacher_error5": teacher_error5}
         record: Record = {
             "step": steps_done,
             **losses,
             "student_error": student_error,
             "teacher_error": teacher_error,
+            **(top5 if self.evaluation.classes > _FEW else {}),
             "consistency_weight": self.method.consistency_weight(steps_done - 1),
             "lr": self.method.timeline.learning_rate(steps_done - 1),
             "images_per_second": round(self._images / max(seconds, 1e-9), 1),
@@ -59,16 +64,19 @@ class Meter:
 
 
 @torch.no_grad()
-def error_percents(models: list[nn.Module], evaluation: Evaluation) -> list[float]:
-    """Percentages of the images that each of `models`, in eval mode, puts in a wrong class, in one pass over them."""
+def error_percents(models: list[nn.Module], evaluation: Evaluation) -> list[tuple[float, float]]:
+    """Percentages of the images whose class each of `models`, in eval mode, does not rank first, or not among five."""
     modes = [model.training for model in models]
-    wrong = torch.zeros(len(models), dtype=torch.int64, device=evaluation.device)
+    right = torch.zeros(len(models), 2, dtype=torch.int64, device=evaluation.device)
+    rows = 0
     for model in models:
         model.eval()
-    rows = 0
     for images, labels in evaluation:
-        wrong += torch.stack([(heads_of(model(images))[0].argmax(1) != labels).sum() for model in models])
+        ranked = [heads_of(model(images))[0].topk(min(5, evaluation.classes)).indices for model in models]
+        hits = torch.stack(ranked) == labels[:, None]  # [models, rows, 5]
+        right += torch.stack([hits[..., 0].sum(1), hits.sum((1, 2))], 1)
         rows += len(labels)
     for model, mode in zip(models, modes, strict=True):
         model.train(mode)
-    return (100 * wrong.double() / rows).tolist()
+    errors = 100 * (rows - right).double() / rows
+    return [(first, five) for first, five in errors.tolist()]

@@ -57,7 +57,7 @@ def plot_groups(path: Path, groups: Mapping[str, Sequence["Run"]]) -> None:
     figure.savefig(path, format="png", dpi=120)
 
 
-_SPLITS = {"test": "test", "unlabeled": "unlabeled training"}
+_SPLITS = {"test": "test", "validation": "validation", "unlabeled": "unlabeled training"}
 
 
 def _figure(*, width: float, height: float) -> "Figure":

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .meter import Record
+from .methods import METHODS
 
 # What does not tell two experiments apart: the seed, and settings that a run's result does not depend on.
-_NOT_COMPARED = {"seed", "name", "out", "threads", "eval_interval"}
+_NOT_COMPARED = {"seed", "name", "out", "threads", "eval_interval", "workers", "device", "data"}
 _CONFIG_NAMES = ("method", "labels", "seed", "eval_split")  # what a run needs to be reported
 _SUMMARY_NAMES = ("interrupted", "steps_done", "seconds", "student_error", "teacher_error")
 
@@ -25,8 +26,8 @@ class Run:
 
     @property
     def headline(self) -> str:
-        """Whose error stands for the method: the student of the supervised baseline, else the teacher."""
-        return "student" if self.config["method"] == "supervised" else "teacher"
+        """Whose error stands for the method."""
+        return METHODS[str(self.config["method"])].headline
 
     @property
     def error(self) -> float:

@@ -12,13 +12,14 @@ import torch
 
 from .config import Config, SettingError
 from .console import progress
-from .data import Batches, Dataset, load_dataset
+from .data import Batches, Dataset, Evaluation, load_dataset, make_feed
 from .environment import environment
 from .files import write_json
 from .folder import Summary, describe_data, finish_folder, make_folder
 from .loop import make_batches, make_method, train
 from .meter import Record
 from .methods import Method
+from .methods.method import heads_of
 
 
 def run(config: Config, *, command: Sequence[str] | None = None) -> tuple[Path, Summary]:
@@ -48,14 +49,36 @@ def run(config: Config, *, command: Sequence[str] | None = None) -> tuple[Path, 
 
 
 def prepare(config: Config) -> tuple[Dataset, Batches, Method]:
-    """All that a run needs but its folder; refuses settings, and batches that the data cannot fill."""
+    """All that a run needs but its folder; what cannot be trained is refused here."""
     config.validate()
     device = _device(config)
     if config.threads:
         torch.set_num_threads(config.threads)
     data = load_dataset(config).to(device)
     batches = make_batches(config, data)
-    return data, batches, make_method(config, data, batches)
+    with make_feed(config, data, batches, 1):  # settings of views that the images cannot have
+        pass
+    return data, batches, _method(config, data, batches)
+
+
+def _method(config: Config, data: Dataset, batches: Batches) -> Method:
+    """The method, its networks tried on one image: before hours of work, and before there is a folder."""
+    images, _ = next(iter(Evaluation(config, data)))
+    try:
+        method = make_method(config, data, batches)
+        with torch.no_grad():
+            logits, _ = heads_of(method.teacher.eval()(images[:1]))
+        method.teacher.train()
+    except SettingError:
+        raise
+    except (RuntimeError, ValueError, TypeError) as error:
+        shape, reason = " x ".join(map(str, images.shape[1:])), str(error).splitlines()[0]
+        raise SettingError(f"arch {config.arch} cannot be trained on images of {shape}: {reason}") from error
+    if logits.shape != (1, data.classes):
+        raise SettingError(
+            f"arch {config.arch} must give {data.classes} logits an image, got {list(logits.shape)} for one"
+        )
+    return method
 
 
 @contextmanager
@@ -83,7 +106,7 @@ def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
 def _device(config: Config) -> torch.device:
     try:
         device = torch.device(config.device)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()  # one that computes: not meta
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise SettingError(

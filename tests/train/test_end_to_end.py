@@ -140,6 +140,15 @@ def photographs(tmp_path_factory) -> Path:
     return root
 
 
+def test_streamed_images_of_several_sizes_are_shifted_too(photographs, tmp_path):
+    config = Config(
+        dataset="folder", data=photographs, labels=4, steps=2, eval_interval=0, out=tmp_path, width=4
+    )
+    config = replace(config, augment="translate", batch_size=6, labeled_batch_size=2, workers=0)
+    _, summary = run(config)
+    assert summary["steps_done"] == 2
+
+
 def test_images_stream_from_disk(photographs, tmp_path):
     """The published ImageNet recipe on a folder of one's own: the same bits for any number of workers."""
     config = Config(dataset="imagenet", data=photographs, labels=8, epochs=2, steps=None, augment="imagenet")

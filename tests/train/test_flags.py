@@ -93,6 +93,7 @@ def test_published_defaults():
         (["--nesterov"], True),
         (["--no-nesterov"], False),
         (["--nesterov", "--seed", "3"], True),
+        (["--nesterov", "--weight_decay=0.1", "-b256", "-b=256"], True),
     ],
 )
 def test_switches(words, value):
@@ -101,8 +102,27 @@ def test_switches(words, value):
 
 def test_a_length_takes_the_others_place():
     assert translate(["--epochs", "3"]) == ["--epochs", "3", "--steps", "None"]
-    config = config_of("--preset", "cifar10-1000-shakeshake", "--steps", 10)
+    rest = ("--eval-interval", 5, "--consistency-rampup", 2, "--lr-rampdown", 0)
+    config = config_of("--preset", "cifar10-1000-shakeshake", "--steps", 10, *rest)
     assert (config.steps, config.epochs) == (10, None)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("--epochs", 3),
+            r"consistency_rampup, eval_interval must be given in epochs too, as 'digits' has them",
+        ),
+        (
+            ("--preset", "cifar10-1000-quick", "--steps", 9, "--eval-interval", 9),
+            r"lr_rampdown, consistency_rampup",
+        ),
+    ],
+)
+def test_lengths_do_not_change_their_unit_unseen(words, message):
+    with pytest.raises(SettingError, match=f"^{message}"):
+        config_of(*words)
 
 
 @pytest.mark.parametrize("flag", NOT_YET)
@@ -127,15 +147,42 @@ def test_preset_then_file_then_flags(tmp_path):
     file.write_text("consistancy = 3\n")
     with pytest.raises(SettingError, match=r"consistancy is no setting: did you mean consistency\?"):
         config_of("--config-file", file)
+    file.write_text("lr = 0.77\n")
+    assert config_of("--config_file", file).lr == 0.77
     file.write_text("seed = \n")
     with pytest.raises(SettingError, match=r"config_file .*mine.toml cannot be read: .*line 1"):
         config_of("--config-file", file)
 
 
-@pytest.mark.parametrize("name", ["digits", "imagenet-10percent-resnext152", "svhn-500-trust-0.1"])
+@pytest.mark.parametrize("name", PRESETS)
 def test_printed_settings_come_back(tmp_path, name):
-    config = replace(PRESETS[name].config, data=Path('odd "folder"\\here'), seed=3)
+    """Over whatever preset: nothing is left to it, None neither."""
+    config = replace(PRESETS[name].config, data=Path('odd "folder"\\here'), seed=3, lr_rampdown=None)
     text = as_toml(config)
     assert tomllib.loads(text)["seed"] == 3
     (tmp_path / "all.toml").write_text(text)
-    assert config_of("--preset", name, "--config-file", tmp_path / "all.toml") == config
+    for other in ("digits", "cifar10-1000-quick"):
+        assert config_of("--preset", other, "--config-file", tmp_path / "all.toml") == config
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('batch_size = "64"', r"batch_size must be int, got '64'"),
+        ("seed = 1.5", r"seed must be int, got 1.5"),
+        ("seed = true", r"seed must be int, got True"),
+        ('nesterov = "no"', r"nesterov must be bool, got 'no'"),
+        ("jitter = [0.4]", r"jitter must be tuple\[float, float, float, float\], got \[0.4\]"),
+        ('arch = "none"', None),
+        ('method = "mt"', r"method must be Literal\['mean-teacher', .*\], got 'mt'"),
+        ("labels = 1.5", r"labels must be .*, got 1.5"),
+        ('steps = "none"\nepochs = 3\nconsistency_rampup = 1\neval_interval = 1', None),
+    ],
+)
+def test_settings_of_a_file_have_their_types(tmp_path, line, message):
+    (tmp_path / "mine.toml").write_text(line + "\n")
+    if message is None:
+        config_of("--config-file", tmp_path / "mine.toml")
+        return
+    with pytest.raises(SettingError, match=f"^{message}$"):
+        config_of("--config-file", tmp_path / "mine.toml")

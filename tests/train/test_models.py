@@ -390,9 +390,9 @@ NAMES = "convnet, convnet13, cifar_shakeshake26, resnext152, wrn-28-K, timm:NAME
 @pytest.mark.parametrize(
     ("arch", "options", "message"),
     [
-        ("convnet31", {}, f"model must be one of {NAMES}, got 'convnet31'; did you mean 'convnet13'?"),
-        ("wrn-28-0", {}, f"model must be one of {NAMES}, got 'wrn-28-0'; did you mean 'wrn-28-2'?"),
-        ("?", {}, f"model must be one of {NAMES}, got '?'"),
+        ("convnet31", {}, f"arch must be one of {NAMES}, got 'convnet31'; did you mean 'convnet13'?"),
+        ("wrn-28-0", {}, f"arch must be one of {NAMES}, got 'wrn-28-0'; did you mean 'wrn-28-2'?"),
+        ("?", {}, f"arch must be one of {NAMES}, got '?'"),
         ("convnet", {"heads": 3}, "heads must be 1 or 2, got 3"),
         (
             "convnet13",
@@ -402,30 +402,30 @@ NAMES = "convnet, convnet13, cifar_shakeshake26, resnext152, wrn-28-K, timm:NAME
         (
             f"{HERE}:Tinny",
             {},
-            f"model must name what can be imported, got '{HERE}:Tinny': module '{HERE}' has no attribute 'Tinny'",
+            f"arch must name what can be imported, got '{HERE}:Tinny': module '{HERE}' has no attribute 'Tinny'",
         ),
         (
             "no_such.module:Net",
             {},
-            "model must name what can be imported, got 'no_such.module:Net': No module named 'no_such'"
+            "arch must name what can be imported, got 'no_such.module:Net': No module named 'no_such'"
             " (is its folder on PYTHONPATH?)",
         ),
-        (f"{HERE}:NAMES", {}, f"model must name a callable, got '{HERE}:NAMES', a str"),
-        (f"{HERE}:no_module", {}, f"model '{HERE}:no_module' must return an nn.Module, got a dict"),
+        (f"{HERE}:NAMES", {}, f"arch must name a callable, got '{HERE}:NAMES', a str"),
+        (f"{HERE}:no_module", {}, f"arch '{HERE}:no_module' must return an nn.Module, got a dict"),
         (
             f"{HERE}:too_much",
             {},
-            f"model '{HERE}:too_much' must take num_classes=7 and no more: missing a required argument: 'depth'",
+            f"arch '{HERE}:too_much' must take num_classes=7 and no more: missing a required argument: 'depth'",
         ),
         (
             f"{HERE}:convolutional",
             {"heads": 2},
-            f"model '{HERE}:convolutional' must end in an nn.Linear of 7 outputs to get two heads, got none",
+            f"arch '{HERE}:convolutional' must end in an nn.Linear of 7 outputs to get two heads, got none",
         ),
         (
             f"{HERE}:fixed",
             {"heads": 2},
-            f"model '{HERE}:fixed' must end in an nn.Linear of 7 outputs to get two heads, got '1' with 1000",
+            f"arch '{HERE}:fixed' must end in an nn.Linear of 7 outputs to get two heads, got '1' with 1000",
         ),
     ],
 )
@@ -435,14 +435,28 @@ def test_refused(arch, options, message):
     assert str(refusal.value) == message
 
 
-def test_timms_refusals(monkeypatch):
+def test_timms_refusals():
     timm = pytest.importorskip("timm")
     with pytest.raises(SettingError) as refusal:
         make_model("timm:resnett18", 7, channels=3)
-    has = f"model must be one that timm {timm.__version__} has"
+    has = f"arch must be one that timm {timm.__version__} has"
     assert str(refusal.value) == f"{has}, got 'timm:resnett18'; did you mean 'timm:resnet18'?"
-    monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(
-        SettingError, match=r"^model 'timm:resnet18' needs timm: pip install timm \(import of timm halted"
+
+
+def test_timm_that_is_not_there_or_cannot_be_imported(monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "timm", None)
+        with pytest.raises(SettingError, match=r"^arch 'timm:resnet18' needs timm: pip install timm$"):
+            make_model("timm:resnet18", 7, channels=3)
+    monkeypatch.delitem(sys.modules, "timm", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    for text, reason in (
+        ("import no_torchvision", "ModuleNotFoundError: No module named 'no_torchvision'"),
+        ("raise RuntimeError('operator nms does not exist')", "RuntimeError: operator nms does not exist"),
     ):
-        make_model("timm:resnet18", 7, channels=3)
+        (tmp_path / "timm.py").write_text(text + "\n")
+        with pytest.raises(SettingError) as refusal:
+            make_model("timm:resnet18", 7, channels=3)
+        assert str(refusal.value) == (
+            f"arch 'timm:resnet18' needs timm, which is installed but cannot be imported: {reason}"
+        )

@@ -30,8 +30,15 @@ def config(small, tmp_path):
     return replace(small, out=tmp_path)
 
 
+class Blind(torch.nn.Sequential):
+    """A network with other classes than the data."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+
+
 def error_of(model, config: Config) -> float:
-    return error_percents([model], Evaluation(config, load_dataset(config)))[0]
+    return error_percents([model], Evaluation(config, load_dataset(config)))[0][0]
 
 
 def read(path: Path) -> dict:
@@ -102,6 +109,33 @@ def test_refused_settings_leave_no_folder(config):
     for changes in ({"labels": 9}, {"steps": 0}, {"batch_size": 1300}, {"device": "gpu"}):
         with pytest.raises(ValueError):
             run(replace(config, **changes))
+    assert list(config.out.iterdir()) == []
+
+
+@pytest.mark.parametrize("split", ["test", "validation", "unlabeled"])
+def test_every_split_ends_with_its_files(config, split):
+    folder, summary = run(replace(config, eval_split=split, validation=100))
+    assert sorted(path.name for path in folder.iterdir()) == FILES and summary["eval_split"] == split
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arch": "convnet13"}, r"arch convnet13 cannot be trained on images of 1 x 8 x 8: "),
+        (
+            {"arch": "tests.train.test_run:Blind"},
+            r"arch tests.*Blind must give 10 logits an image, got \[1, 3\]",
+        ),
+        (
+            {"augment": "imagenet"},
+            r"jitter must be 0 0 0 0 for images of 1 channels, got \(0.4, 0.4, 0.4, 0.1\)",
+        ),
+        ({"device": "meta"}, r"device must be one that this torch can use, got 'meta'"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_there_is_a_folder(config, changes, message):
+    with pytest.raises(ValueError, match=message):
+        run(replace(config, **changes))
     assert list(config.out.iterdir()) == []
 
 

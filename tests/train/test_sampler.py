@@ -62,7 +62,7 @@ def test_iteration_is_the_batches_in_order():
 @pytest.mark.parametrize(
     ("unlabeled", "labeled", "message"),
     [
-        (4, 7, r"the unlabeled part of a batch must hold between 1 and 4 images, got 5"),
+        (4, 7, r"a batch must have 1 to 4 unlabeled images \(all that there are\), got 5"),
         (0, 7, r"there are no unlabeled images to draw batches from"),
         (23, 0, r"there are no labeled images to draw batches from"),
     ],

@@ -13,9 +13,9 @@ from mtkernels.train.data.views import StreamViews, with_noise
 PLAIN = Config(labels=10, augment="translate", translate=0, flip=False, noise=0.0)
 
 
-def dataset(config: Config, *, channels: int = 3, levels: int = 255):
+def dataset(config: Config, *, channels: int = 3, levels: int = 255, size: tuple[int, int] = (12, 16)):
     draw = torch.Generator().manual_seed(0)
-    pixels = torch.randint(levels + 1, (40, channels, 12, 16), dtype=torch.uint8, generator=draw)
+    pixels = torch.randint(levels + 1, (40, channels, *size), dtype=torch.uint8, generator=draw)
     images = ImageSet(pixels, torch.arange(40) % 10)
     mean, std = (0.5, 0.4, 0.3)[:channels], (0.2, 0.3, 0.4)[:channels]
     raw = RawData(images, images, tuple("0123456789"), mean, std, levels=levels)
@@ -72,7 +72,8 @@ def test_views_depend_on_image_pass_and_view_alone(augment):
 @pytest.mark.parametrize("normalize", ["none", "channels"])
 def test_streamed_images_get_the_same_views(augment, normalize):
     config = replace(PLAIN, augment=augment, normalize=normalize, translate=2, flip=True, image_size=8)
-    data = dataset(replace(config, image_size=None))
+    size = (12, 16) if augment == "imagenet" else (8, 8)  # in memory, others are made square as they are read
+    data = dataset(replace(config, image_size=None), size=size)
     many = Views(config, data, 2)(draw_of(), 0)
     stream = StreamViews(config, data, 2)
     for row, sample in enumerate(draw_of().index.tolist()):

@@ -2,7 +2,7 @@
 
 import argparse
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
 from ..cli import INTERRUPTED
-from ..config import Config, SettingError, suggestion
+from ..config import LENGTHS, Config, SettingError, suggestion
 from ..presets import PRESETS
 from ..run import prepare, run
 
@@ -56,11 +56,29 @@ def defaults(argv: Sequence[str]) -> Train:
             f"preset must be one that `mtkernels presets` lists, got {preset!r}{suggestion(preset, PRESETS)}"
         )
     base = PRESETS[preset].config.as_dict()
+    _check_units(base, settings, argv, preset)
     for given, other in (("epochs", "steps"), ("steps", "epochs")):
         if given in settings and other not in settings:
             settings[other] = None
     file = Path(found.config_file) if found.config_file else None
     return Train(preset=preset, config_file=file, config=Config.from_dict(base | settings))
+
+
+def _check_units(
+    base: Mapping[str, object], settings: Mapping[str, object], argv: Sequence[str], preset: str
+) -> None:
+    """A training that is given in the other unit than the preset's must give its other lengths too."""
+    given = set(settings)
+    for word, value in zip(argv, [*argv[1:], ""], strict=False):
+        if word.startswith("--") and value != "None":
+            given.add(word[2:].replace("-", "_"))
+    for unit, other in (("epochs", "steps"), ("steps", "epochs")):
+        if unit in given and base[unit] is None:
+            left = [name for name in LENGTHS if base[name] and name not in given]
+            if left:
+                raise SettingError(
+                    f"{', '.join(left)} must be given in {unit} too, as {preset!r} has them in {other}"
+                )
 
 
 def read_settings(path: Path) -> dict[str, object]:
@@ -72,15 +90,13 @@ def read_settings(path: Path) -> dict[str, object]:
 
 
 def as_toml(config: Config) -> str:
-    """The settings as TOML, which has no None: what is None is left out."""
-    return "".join(
-        f"{name} = {_toml(value)}\n" for name, value in config.as_dict().items() if value is not None
-    )
+    """The settings as TOML, which has no None: there it is the word none."""
+    return "".join(f"{name} = {_toml(value)}\n" for name, value in config.as_dict().items())
 
 
 def _toml(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
+    if value is None or isinstance(value, bool):
+        return '"none"' if value is None else str(value).lower()
     if isinstance(value, str):
         return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
     return f"[{', '.join(map(_toml, value))}]" if isinstance(value, list) else repr(value)

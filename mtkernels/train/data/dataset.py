@@ -13,9 +13,11 @@ from ..config import Config, SettingError
 from ..seeds import stream_seed
 from .decode import Quarantine
 from .labels import image_names, read_label_file
-from .raw import NO_LABEL, ImageSet, RawData
+from .raw import NO_LABEL, Facts, ImageSet, RawData
 from .split import choose_labels, hold_out, subset
-from .whiten import Whitening, whiten
+from .whiten import Whitener, Whitening, whiten
+
+_CHUNK = 4096  # images resized at once
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,9 @@ class Dataset:
         Tensor  # [pool] int64, all labels that the files have: to validate settings with, never to train on
     )
     evaluation: ImageSet
-    raw: RawData  # what it was made of: names of the classes, channels' statistics
+    raw: Facts  # of what it was made of: names of the classes, channels' statistics
     quarantine: Quarantine  # broken files
+    whitening: Whitener | None = None  # what made the images float32
 
     @property
     def classes(self) -> int:
@@ -36,8 +39,7 @@ class Dataset:
 
     @property
     def channels(self) -> int:
-        images = self.raw.train.images
-        return images.shape[1] if isinstance(images, Tensor) else 3
+        return self.raw.channels
 
     @property
     def labeled(self) -> Tensor:
@@ -61,7 +63,8 @@ class Dataset:
 
 def make_dataset(raw: RawData, config: Config, quarantine: Quarantine) -> Dataset:
     """Chooses what is labeled, what is held out and what is added, by the seed; resizes and whitens where asked."""
-    raw = _whitened(_resized(raw, config.image_size), config)
+    raw = _resized(_with_chosen_extra(raw, config), config.image_size)
+    raw, whitening = _whitened(raw, config)
     named = replace(raw.train, names=image_names(raw.train))  # positions count from the files' first image
     if isinstance(config.labels, Path):
         seen = read_label_file(config.labels, named.names, raw.class_names)
@@ -74,10 +77,10 @@ def make_dataset(raw: RawData, config: Config, quarantine: Quarantine) -> Datase
         known = named.labels[kept]
         seen = known if config.labels == "all" else choose_labels(known, config.labels, config.seed)
     pool, hidden = replace(subset(named, kept), labels=seen), named.labels[kept]
-    if config.extra_unlabeled:
-        pool, hidden = _with_extra(pool, hidden, raw, config)
+    if raw.extra is not None:
+        pool, hidden = _joined(pool, raw.extra), torch.cat([hidden, raw.extra.labels])
     evaluation = _evaluated(raw, pool, hidden, subset(raw.train, held_out), config)
-    return Dataset(pool, hidden, evaluation, raw, quarantine)
+    return Dataset(pool, hidden, evaluation, raw.facts, quarantine, whitening)
 
 
 def _evaluated(raw: RawData, pool: ImageSet, hidden: Tensor, held_out: ImageSet, config: Config) -> ImageSet:
@@ -93,49 +96,59 @@ def _evaluated(raw: RawData, pool: ImageSet, hidden: Tensor, held_out: ImageSet,
     return subset(replace(pool, labels=hidden), known)
 
 
-def _with_extra(pool: ImageSet, hidden: Tensor, raw: RawData, config: Config) -> tuple[ImageSet, Tensor]:
+def _with_chosen_extra(raw: RawData, config: Config) -> RawData:
+    """No more extra images than the run trains on."""
     available = 0 if raw.extra is None else len(raw.extra)
     if config.extra_unlabeled > available:
         raise SettingError(
             f"extra_unlabeled must be at most {available} (the extra images of {config.dataset}),"
             f" got {config.extra_unlabeled}"
         )
+    if not config.extra_unlabeled:
+        return replace(raw, extra=None)
     # RandomState, not default_rng: numpy promises that its streams never change.
     random = np.random.RandomState(stream_seed(config.seed, "extra"))
-    chosen = random.permutation(available)[: config.extra_unlabeled]
-    extra = subset(raw.extra, torch.from_numpy(np.sort(chosen)))
-    images = torch.cat([pool.images, extra.images])
-    labels = torch.cat([pool.labels, torch.full_like(extra.labels, NO_LABEL)])
-    names = tuple(f"extra {at}" for at in np.sort(chosen).tolist())
-    return ImageSet(images, labels, pool.names + names), torch.cat([hidden, extra.labels])
+    chosen = np.sort(random.permutation(available)[: config.extra_unlabeled])
+    names = tuple(f"extra {at}" for at in chosen.tolist())
+    return replace(raw, extra=replace(subset(raw.extra, torch.from_numpy(chosen)), names=names))
+
+
+def _joined(pool: ImageSet, extra: ImageSet) -> ImageSet:
+    return ImageSet(
+        torch.cat([pool.images, extra.images]),
+        torch.cat([pool.labels, torch.full_like(extra.labels, NO_LABEL)]),
+        pool.names + extra.names,
+    )
 
 
 def _resized(raw: RawData, size: int | None) -> RawData:
     """In-memory images of another size are brought to it; files are, when they are read."""
-    if (
-        size is None
-        or not isinstance(raw.train.images, Tensor)
-        or raw.train.images.shape[-2:] == (size, size)
-    ):
+    if not isinstance(raw.train.images, Tensor):
         return raw
-
-    def resize(images: ImageSet) -> ImageSet:
-        parts = []
-        for part in images.images.split(4096):
-            smaller = part.shape[-1] >= size and part.shape[-2] >= size
-            options = {"mode": "area"} if smaller else {"mode": "bilinear", "antialias": True}
-            parts.append(F.interpolate(part.float(), (size, size), **options).round().to(torch.uint8))
-        return replace(images, images=torch.cat(parts))
-
-    extra = None if raw.extra is None else resize(raw.extra)
-    return replace(raw, train=resize(raw.train), test=resize(raw.test), extra=extra)
+    train, test, extra = (
+        part and replace(part, images=resized(part.images, size)) for part in (raw.train, raw.test, raw.extra)
+    )
+    return replace(raw, train=train, test=test, extra=extra)
 
 
-def _whitened(raw: RawData, config: Config) -> RawData:
+def resized(images: Tensor, size: int | None) -> Tensor:
+    """uint8 images [N, C, H, W] as [N, C, size, size]; the same tensor where they are, or None is asked for."""
+    if size is None or images.shape[-2:] == (size, size):
+        return images
+    smaller = images.shape[-1] >= size and images.shape[-2] >= size
+    options = {"mode": "area"} if smaller else {"mode": "bilinear", "antialias": True}
+    result = images.new_empty(*images.shape[:2], size, size)
+    for part, out in zip(images.split(_CHUNK), result.split(_CHUNK), strict=True):
+        out.copy_(F.interpolate(part.float(), (size, size), **options).round())
+    return result
+
+
+def _whitened(raw: RawData, config: Config) -> tuple[RawData, Whitener | None]:
     if config.normalize not in get_args(Whitening):
-        return raw
-    folder = config.folder
-    return whiten(raw, config.normalize, cache=folder if folder.is_dir() else folder.parent)
+        return raw, None
+    folder = config.folder  # or a file, or nothing for a dataset that needs none
+    existing = folder if folder.is_dir() else folder.parent if folder.exists() else None
+    return whiten(raw, config.normalize, cache=existing)
 
 
 def _moved(images: ImageSet, device: torch.device) -> ImageSet:

@@ -1,25 +1,16 @@
-"""Fetching datasets: downloads that resume and are checked, archives that cannot write outside their folder."""
+"""Fetching datasets: downloads that resume and are checked. Archives are read as they are, never unpacked."""
 
 import hashlib
 import http.client
 import os
-import shutil
-import stat
-import tarfile
 import time
 import urllib.error
 import urllib.request
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO
+from pathlib import Path
 
 from ..config import SettingError
-from ..files import write_with
 
 Progress = Callable[[int, int | None], object]  # bytes there, bytes in all where the server says
 _CHUNK = 1 << 16
@@ -139,25 +130,6 @@ def download(
     os.replace(part, path)
 
 
-def extract(archive: Path, folder: Path) -> None:
-    """Unpack a .zip or a .tar, compressed or not, into `folder`.
-
-    Raises SettingError before anything is written if a member leads outside or is neither a file nor a folder: links
-    can lead outside, and datasets need none.
-    """
-    try:
-        with _members(archive) as members:
-            for member in members:
-                _refuse_unsafe(archive, folder, member)
-            for member in members:
-                target = folder / member.name
-                (target if member.is_folder else target.parent).mkdir(parents=True, exist_ok=True)
-                if not member.is_folder:
-                    write_with(target, partial(_copy, member))
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as error:
-        raise SettingError(f"{archive} is damaged, or neither .zip nor .tar: {error}") from error
-
-
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
@@ -195,51 +167,3 @@ def _check(path: Path, checksum: str, note: str) -> None:
             digest.update(chunk)
     if digest.hexdigest() != expected.lower():
         raise OSError(f"{path} must have {kind} {expected}, got {digest.hexdigest()}: {note}")
-
-
-@dataclass(frozen=True)
-class _Member:
-    name: str
-    is_file: bool
-    is_folder: bool
-    open: Callable[[], IO[bytes]]
-
-
-@contextmanager
-def _members(archive: Path) -> Iterator[list[_Member]]:
-    if zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as opened:
-            yield [_zip_member(opened, info) for info in opened.infolist()]
-    else:
-        with tarfile.open(archive) as tar:
-            yield [
-                _Member(info.name, info.isreg(), info.isdir(), partial(tar.extractfile, info))
-                for info in tar.getmembers()
-            ]
-
-
-def _zip_member(opened: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
-    kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where the archive was not made on Unix
-    is_file = kind in (0, stat.S_IFREG) and not info.is_dir()
-    return _Member(
-        info.filename, is_file, info.is_dir() and kind in (0, stat.S_IFDIR), partial(opened.open, info)
-    )
-
-
-def _refuse_unsafe(archive: Path, folder: Path, member: _Member) -> None:
-    posix, windows = PurePosixPath(member.name), PureWindowsPath(member.name)
-    outside = (
-        posix.is_absolute()
-        or windows.anchor
-        or ".." in windows.parts  # splits at both kinds of slashes
-        or not (folder / posix).resolve().is_relative_to(folder.resolve())  # through a link that was there
-    )
-    if outside:
-        raise SettingError(f"{archive}: {member.name!r} would be written outside {folder}: nothing unpacked")
-    if not member.is_file and not member.is_folder:
-        raise SettingError(f"{archive}: {member.name!r} is a link or a device: nothing unpacked")
-
-
-def _copy(member: _Member, target: Path) -> None:
-    with member.open() as source, target.open("wb") as file:
-        shutil.copyfileobj(source, file)

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..config import Config
 from .dataset import Dataset
 from .stream import EvalBatches
-from .views import Pixels
+from .views import Pixels, side_of
 
 _ROWS = 1000  # of a batch in memory
 _STREAMED_ROWS = 100
@@ -19,13 +19,14 @@ class Evaluation:
 
     def __init__(self, config: Config, data: Dataset) -> None:
         self.images, self.labels = data.evaluation.images, data.evaluation.labels
+        self.classes = data.classes
         self.pixels = Pixels(data.raw, config)
         self.batches: EvalBatches | None = None
         if not isinstance(self.images, Tensor):
             self.batches = EvalBatches(
                 self.images,
                 self.labels,
-                size=224 if config.image_size is None else config.image_size,
+                size=side_of(config, data),
                 batch_size=_STREAMED_ROWS,
                 workers=config.workers,
                 pin=self.device.type == "cuda",

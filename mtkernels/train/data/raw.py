@@ -41,6 +41,17 @@ class ImageSet:
 
 
 @dataclass(frozen=True)
+class Facts:
+    """What stays known of a dataset's images once a run has its own."""
+
+    class_names: tuple[str, ...]
+    channels: int
+    mean: tuple[float, ...]  # as in RawData, also where the run's images are whitened
+    std: tuple[float, ...]
+    levels: int = 255
+
+
+@dataclass(frozen=True)
 class RawData:
     """A dataset as its files have it."""
 
@@ -51,6 +62,13 @@ class RawData:
     std: tuple[float, ...]
     extra: ImageSet | None = None  # more training images, which a run may add without their labels (SVHN's)
     levels: int = 255  # the pixel value that stands for 1
+
+    @property
+    def facts(self) -> Facts:
+        """All but the images."""
+        images = self.train.images
+        channels = images.shape[1] if isinstance(images, Tensor) else 3
+        return Facts(self.class_names, channels, self.mean, self.std, self.levels)
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

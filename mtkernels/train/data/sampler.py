@@ -113,5 +113,5 @@ def _check(stream: str, indices: Tensor, batch_size: int, most: float = math.inf
         raise SettingError(f"there are no {stream} images to draw batches from")
     if not 0 < batch_size <= most:
         raise SettingError(
-            f"the {stream} part of a batch must hold between 1 and {most} images, got {batch_size}"
+            f"a batch must have 1 to {most} {stream} images (all that there are), got {batch_size}"
         )

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import torch
@@ -38,13 +39,14 @@ def choose_labels(labels: Tensor, count: int, seed: int) -> Tensor:
 
 
 def subset(images: ImageSet, indices: Tensor) -> ImageSet:
-    """The images at `indices`, in that order."""
-    at = indices.tolist()
+    """The images at `indices`, in that order; `images` itself where that is all of them as they are."""
+    if torch.equal(indices, torch.arange(len(images))):
+        return images
     pixels = images.images
     return ImageSet(
-        images=pixels[indices] if isinstance(pixels, Tensor) else _SomeFiles(pixels, at),
+        images=pixels[indices] if isinstance(pixels, Tensor) else _SomeFiles(pixels, indices.numpy()),
         labels=images.labels[indices],
-        names=images.names and tuple(images.names[place] for place in at),
+        names=images.names and tuple(images.names[place] for place in indices.tolist()),
     )
 
 
@@ -74,17 +76,37 @@ def balanced_choice(classes: np.ndarray, count: int, random: np.random.RandomSta
 @dataclass(frozen=True)
 class _SomeFiles:
     files: ImageFiles
-    at: Sequence[int]
+    at: np.ndarray  # a list of a million numbers would be copied into each worker process
 
     @property
     def paths(self) -> Sequence[Path]:
-        return [self.files.paths[place] for place in self.at]
+        return _SomePaths(self.files.paths, self.at)
 
     def decode(self, at: int, least: int) -> np.ndarray:
-        return self.files.decode(self.at[at], least)
+        return self.files.decode(int(self.at[at]), least)
 
     def __len__(self) -> int:
         return len(self.at)
+
+
+@dataclass(frozen=True)
+class _SomePaths(Sequence[Path]):
+    """Made when they are asked for: a million of them take seconds."""
+
+    paths: Sequence[Path]
+    at: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.at)
+
+    @overload
+    def __getitem__(self, at: int) -> Path: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Path]: ...
+    def __getitem__(self, at: int | slice) -> Path | list[Path]:
+        if isinstance(at, slice):
+            return [self.paths[place] for place in self.at[at].tolist()]
+        return self.paths[int(self.at[at])]
 
 
 def _known(labels: Tensor) -> Tensor:

@@ -11,10 +11,12 @@ from ..config import Config, SettingError
 from ..seeds import generator
 from .augment import Augment
 from .dataset import Dataset
+from .decode import resize_crop
 from .policies import Parameters, Policy, ResizedCrop, TranslateFlip
 from .raw import RawData
 from .sampler import Draw
 
+Statistics = tuple[Tensor, Tensor]  # mean and inverse deviation, each [images]
 _FLAT = 1e-8  # added to an image's variance: one of a single colour has none
 
 
@@ -39,46 +41,68 @@ class Pixels:
             return (pixels - mean.view(-1, 1, 1, 1)) * inverse.view(-1, 1, 1, 1)
         if not self.by_channel:
             return pixels
-        mean, std = (
-            torch.tensor(numbers, device=pixels.device).view(-1, 1, 1) for numbers in (self.mean, self.std)
-        )
-        return (pixels - mean) / std
+        channels = zip(
+            pixels.unbind(1), self.mean, self.std, strict=True
+        )  # numbers: nothing is sent to a GPU
+        return torch.stack([(channel - mean) / std for channel, mean, std in channels], 1)
 
     def means(self, images: Tensor) -> Tensor:
         """Mean of each channel [rows, channels], on the scale 0 to 1."""
         return images.float().mean((2, 3)) / self.levels
 
-    def options(self, images: Tensor, index: Tensor | None, views: int) -> dict[str, object]:
-        """The same for `mtkernels.augment` on rows `index` of stored images, or on all, for so many views."""
+    def statistics(self, images: Tensor) -> Statistics | None:
+        """What `options` needs of uint8 images, where it needs any."""
+        if images.is_floating_point() or not self.by_image:
+            return None
+        parts = [image_statistics(part, self.levels) for part in images.split(4096)]
+        mean, inverse = (torch.cat(column) for column in zip(*parts, strict=True))
+        return mean, inverse
+
+    def options(self, images: Tensor, statistics: Statistics | None, views: int) -> dict[str, object]:
+        """The same as arguments of `mtkernels.augment`; statistics: of its rows."""
         if images.is_floating_point():
             return {}
         scale = self.levels / 255  # the op's pixels are v / 255
-        if not self.by_image:
+        if statistics is None:
             return {"mean": tuple(m * scale for m in self.mean), "std": tuple(s * scale for s in self.std)}
-        mean, inverse = image_statistics(images if index is None else images[index], self.levels)
+        mean, inverse = statistics
         channels = images.shape[1]
         color = torch.zeros(len(mean), channels, channels + 1, device=images.device)
-        color[:, range(channels), range(channels)] = (inverse / scale)[:, None]
+        color.diagonal(dim1=1, dim2=2).copy_((inverse / scale)[:, None].expand(-1, channels))
         color[:, :, channels] = -(mean * inverse)[:, None]
         return {"color": color.repeat(views, 1, 1, 1), "clamp": False}
 
 
-def image_statistics(images: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+def image_statistics(images: Tensor, levels: int) -> Statistics:
     """Mean and inverse deviation of each of uint8 images over all its pixels and channels, on the scale 0 to 1."""
     flat = images.flatten(1).float() / levels
     return flat.mean(1), (flat.var(1, unbiased=False) + _FLAT).rsqrt()
 
 
-def make_policy(config: Config) -> Policy:
+def make_policy(config: Config, data: Dataset) -> Policy:
     """What draws the parameters of `mtkernels.augment`."""
-    if config.augment == "imagenet":
-        size = 224 if config.image_size is None else config.image_size
-        return ResizedCrop(
-            size=size, flip=config.flip, rotate=config.rotate, jitter=config.jitter, border=config.border
+    if config.augment != "imagenet":
+        return TranslateFlip(
+            translate=config.translate, flip=config.flip, shared_flip=config.shared_flip, border=config.border
         )
-    return TranslateFlip(
-        translate=config.translate, flip=config.flip, shared_flip=config.shared_flip, border=config.border
+    if any(config.jitter) and data.channels != 3:
+        raise SettingError(
+            f"jitter must be 0 0 0 0 for images of {data.channels} channels, got {config.jitter}"
+        )
+    return ResizedCrop(
+        size=side_of(config, data),
+        flip=config.flip,
+        rotate=config.rotate,
+        jitter=config.jitter,
+        border=config.border,
     )
+
+
+def side_of(config: Config, data: Dataset) -> int:
+    """Pixels along a side of what the networks get: as set, as the images are in memory, or ImageNet's 224."""
+    images = data.pool.images
+    in_memory = min(images.shape[-2:]) if isinstance(images, Tensor) else 224
+    return in_memory if config.image_size is None else config.image_size
 
 
 class Views:
@@ -89,7 +113,8 @@ class Views:
         self.pixels = Pixels(data.raw, config)
         amounts = ("rotate", "zoom", "shear", "shift", "warp", "noise")
         self.affine = Augment(**{name: getattr(config, name) for name in amounts})
-        self.policy = make_policy(config) if config.augment in ("translate", "imagenet") else None
+        self.policy = make_policy(config, data) if config.augment in ("translate", "imagenet") else None
+        self.statistics = self.pixels.statistics(self.images) if self.policy is not None else None
 
     def __call__(self, draw: Draw, step: int) -> list[Tensor]:
         """`count` views [rows, channels, height, width] of the images of a batch."""
@@ -100,7 +125,9 @@ class Views:
             parameters = self.policy.parameters(
                 draw.index, draw.passes, seed=seed, views=self.count, size=size, means=means
             )
-            views = augmented(self.images, draw.index, self.policy, self.pixels, parameters)
+            known = self.statistics and tuple(numbers[draw.index] for numbers in self.statistics)
+            options = self.pixels.options(self.images, known, self.count)
+            views = augmented(self.images, draw.index, self.policy, parameters, options)
             return with_noise(list(views), self.config, step)
         pixels = self.pixels(self.images[draw.index])
         if self.config.augment == "affine":
@@ -116,12 +143,13 @@ class StreamViews:
             raise SettingError(
                 f"augment must be imagenet or translate for images that stay on disk, got {config.augment!r}"
             )
-        self.seed, self.count = config.seed, count
-        self.pixels, self.policy = Pixels(data.raw, config), make_policy(config)
-        self.size = 224 if config.image_size is None else config.image_size
+        self.seed, self.count, self.size = config.seed, count, side_of(config, data)
+        self.pixels, self.policy = Pixels(data.raw, config), make_policy(config, data)
 
     def __call__(self, images: Sequence[Tensor], samples: Sequence[int], epochs: Sequence[int]) -> Tensor:
         """Of images, each [1, 3, height, width]: [count, images, 3, size, size]."""
+        if self.policy.out_size is None:
+            images = [self._square(image) for image in images]
         size = tuple(torch.tensor([image.shape[axis] for image in images]) for axis in (2, 3))
         draw = Draw(torch.tensor(samples), torch.tensor(epochs), 0)
         means = (
@@ -130,11 +158,16 @@ class StreamViews:
         parameters = self.policy.parameters(
             draw.index, draw.passes, seed=self.seed, views=self.count, size=size, means=means
         )
-        views = [
-            augmented(image, None, self.policy, self.pixels, parameters.row(row))
-            for row, image in enumerate(images)
-        ]
+        views = []
+        for row, image in enumerate(images):
+            options = self.pixels.options(image, self.pixels.statistics(image), self.count)
+            views.append(augmented(image, None, self.policy, parameters.row(row), options))
         return torch.cat(views, 1)
+
+    def _square(self, image: Tensor) -> Tensor:
+        """The middle of an image, for policies that keep the size."""
+        pixels = resize_crop(image[0].permute(1, 2, 0).numpy(), side=self.size, size=self.size)
+        return torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)
 
 
 def _needs_means(policy: Policy) -> bool:
@@ -143,14 +176,13 @@ def _needs_means(policy: Policy) -> bool:
 
 
 def augmented(
-    images: Tensor, index: Tensor | None, policy: Policy, pixels: Pixels, parameters: Parameters
+    images: Tensor, index: Tensor | None, policy: Policy, drawn: Parameters, options: dict[str, object]
 ) -> Tensor:
     """Views [count, rows, channels, height, width] of images[index], or of all of them, in one launch."""
-    options = pixels.options(images, index, len(parameters.geometry))
-    if parameters.color is not None:
-        options["color"] = parameters.color
+    if drawn.color is not None:
+        options = options | {"color": drawn.color}
     return mtkernels.augment(
-        images, index, parameters.geometry, size=policy.out_size, border=policy.border, **options
+        images, index, drawn.geometry, size=policy.out_size, border=policy.border, **options
     )
 
 

@@ -1,6 +1,8 @@
 """Preprocessing of whole datasets as the papers' ConvNets had it on CIFAR: GCN and ZCA whitening."""
 
+import contextlib
 import hashlib
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -13,38 +15,65 @@ from torch import Tensor
 
 from ..config import SettingError
 from ..files import write_with
-from .raw import ImageSet, RawData
+from .raw import RawData
 
 Whitening = Literal["gcn-zca", "zca"]
 _CHUNK = 2048  # images taken at once
 
 
-def whiten(data: RawData, kind: Whitening, *, cache: Path | None = None) -> RawData:
-    """`data` with float32 images in place of uint8, and with mean 0, deviation 1 and level 1: nothing else to scale.
+def whiten(data: RawData, kind: Whitening, *, cache: Path | None = None) -> tuple[RawData, "Whitener"]:
+    """`data` with float32 images in place of uint8, and what made them, fitted on the training images (`fit`)."""
+    for part in (data.train, data.test):
+        if not isinstance(part.images, Tensor):
+            raise SettingError(f"whitening {kind} needs a dataset whose images are held in memory")
+    whitener = Whitener.fit(data.train.images, kind, levels=data.levels, cache=cache)
+    train, test, extra = (
+        part and replace(part, images=whitener(part.images)) for part in (data.train, data.test, data.extra)
+    )
+    return replace(data, train=train, test=test, extra=extra), whitener
+
+
+@dataclass(frozen=True)
+class Whitener:
+    """Whitens uint8 images as those that it was fitted on.
 
     gcn-zca: Mean Teacher's CIFAR, `gcn` with scale 55, then ZCA with covariance + 0.1 I. zca: Temporal Ensembling's
-    CIFAR, ZCA of pixels 0 to 1 with covariance + 1e-5 I. ZCA is fitted on the training images, and read from the
-    folder `cache` where it was fitted on the same ones before.
+    CIFAR, ZCA of pixels 0 to 1 with covariance + 1e-5 I.
     """
-    if kind not in _PREPARE:
-        raise SettingError(f"whitening must be one of {', '.join(_PREPARE)}, got {kind!r}")
-    prepare, regularizer = _PREPARE[kind]
 
-    def prepared(images: ImageSet) -> ImageSet:
-        if not isinstance(images.images, Tensor):
-            raise SettingError(f"whitening {kind} needs a dataset whose images are held in memory")
-        return replace(images, images=prepare(images.images, data.levels))
+    kind: Whitening
+    levels: int  # the pixel value that stands for 1
+    zca: "Zca"
+    cache: Path | None = None  # file to keep the ZCA in, where it is not there yet
 
-    train, test = prepared(data.train), prepared(data.test)
-    extra = data.extra and prepared(data.extra)
-    fitted = Zca.fit(train.images, regularizer=regularizer, cache=cache)
-    train, test, extra = (
-        part and replace(part, images=fitted.apply(part.images)) for part in (train, test, extra)
-    )
-    channels = len(data.mean)
-    return replace(
-        data, train=train, test=test, extra=extra, mean=(0.0,) * channels, std=(1.0,) * channels, levels=1
-    )
+    @classmethod
+    def fit(cls, images: Tensor, kind: Whitening, *, levels: int, cache: Path | None = None) -> "Whitener":
+        """Fit on uint8 [N, ...], or read what `keep` left in the folder `cache` for the same images."""
+        if kind not in _PREPARE:
+            raise SettingError(f"whitening must be one of {', '.join(_PREPARE)}, got {kind!r}")
+        prepare, regularizer = _PREPARE[kind]
+        path = cache and cache / f"zca-{_hash(images, f'{kind} {levels} {regularizer!r}')}.npz"
+        if path is not None:
+            with contextlib.suppress(OSError):
+                return cls(kind, levels, Zca.load(path))
+        return cls(kind, levels, Zca.fit(prepare(images, levels), regularizer=regularizer), path)
+
+    def keep(self) -> None:
+        """Save a ZCA that was fitted for the next `fit`; warns where that cannot be."""
+        if self.cache is None:
+            return
+        try:
+            self.zca.save(self.cache)
+        except OSError as error:
+            warnings.warn(f"the next run fits its whitening anew, as none can be kept: {error}", stacklevel=2)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The images [N, ...] whitened, in their shape, as float32."""
+        prepare, _ = _PREPARE[self.kind]
+        result = torch.empty(images.shape, dtype=torch.float32, device=images.device)
+        for chunk, out in zip(images.split(_CHUNK), result.split(_CHUNK), strict=True):
+            out.copy_(self.zca.apply(prepare(chunk, self.levels)))
+        return result
 
 
 def gcn(images: Tensor, scale: float = 55.0) -> Tensor:
@@ -53,7 +82,7 @@ def gcn(images: Tensor, scale: float = 55.0) -> Tensor:
     pylearn2's convention, with mean and norm over all channels and pixels; where norm / scale is below 1e-8 (an image
     of one value) the divisor is 1.
     """
-    result = torch.empty(images.shape, dtype=torch.float32)
+    result = torch.empty(images.shape, dtype=torch.float32, device=images.device)
     for chunk, out in zip(images.split(_CHUNK), result.split(_CHUNK), strict=True):
         rows = chunk.flatten(1).double()
         rows -= rows.mean(1, keepdim=True)
@@ -70,23 +99,8 @@ class Zca:
     matrix: Tensor  # [pixels, pixels] float32
 
     @classmethod
-    def fit(cls, images: Tensor, *, regularizer: float = 0.1, cache: Path | None = None) -> "Zca":
-        """Fit on [N, ...]; covariance = sum (x - mean)(x - mean)^T / N, all in float64.
-
-        With a folder `cache`, the result is kept there under a hash of the images, and found again.
-        """
-        if cache is None:
-            return cls._fit(images, regularizer)
-        path = cache / f"zca-{_hash(images, regularizer)}.npz"
-        if path.exists():
-            return cls.load(path)
-        cache.mkdir(parents=True, exist_ok=True)  # before the fit, which can take minutes
-        fitted = cls._fit(images, regularizer)
-        fitted.save(path)
-        return fitted
-
-    @classmethod
-    def _fit(cls, images: Tensor, regularizer: float) -> "Zca":
+    def fit(cls, images: Tensor, *, regularizer: float = 0.1) -> "Zca":
+        """Fit on [N, ...]; covariance = sum (x - mean)(x - mean)^T / N, all in float64."""
         mean = sum(chunk.sum(0) for chunk in _rows(images)) / len(images)
         covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64)
         for chunk in _rows(images):
@@ -99,10 +113,8 @@ class Zca:
 
     def apply(self, images: Tensor) -> Tensor:
         """The images whitened, in their shape, as float32."""
-        result = torch.empty(images.shape, dtype=torch.float32)
-        for chunk, out in zip(images.split(_CHUNK), result.split(_CHUNK), strict=True):
-            torch.mm(chunk.flatten(1).float() - self.mean, self.matrix, out=out.view(len(out), -1))
-        return result
+        mean, matrix = self.mean.to(images.device), self.matrix.to(images.device)
+        return ((images.flatten(1).float() - mean) @ matrix).view(images.shape)
 
     def save(self, path: Path) -> None:
         """As an .npz of two arrays."""
@@ -129,9 +141,9 @@ def _rows(images: Tensor) -> Iterator[Tensor]:
         yield chunk.flatten(1).to(torch.float64, copy=True)
 
 
-def _hash(images: Tensor, regularizer: float) -> str:
+def _hash(images: Tensor, options: str) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(f"{images.dtype} {list(images.shape)} {regularizer!r}".encode())
+    digest.update(f"{images.dtype} {list(images.shape)} {options}".encode())
     for chunk in images.split(_CHUNK):
         digest.update(np.ascontiguousarray(chunk.numpy()))
     return digest.hexdigest()

@@ -19,6 +19,7 @@ class MeanTeacher(Method):
 
     uses_unlabeled = True
     views = 2
+    headline = "teacher"
 
     def consistency_weight(self, step: int) -> float:
         return self.timeline.consistency_weight(step)

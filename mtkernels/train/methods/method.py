@@ -1,7 +1,7 @@
 """What the loop asks of a method: batches to draw, an objective, and the teacher's update."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ class Method(ABC):
 
     uses_unlabeled: ClassVar[bool]  # batches of two streams, or labeled images only
     views: ClassVar[int]  # augmented views of a batch
+    headline: ClassVar[Literal["student", "teacher"]] = "student"  # whose error stands for the method
 
     def __init__(self, student: nn.Module, timeline: Timeline, teacher: nn.Module | None = None) -> None:
         """teacher: the first weights of the average, where they are not the student's."""

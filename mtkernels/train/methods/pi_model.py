@@ -11,7 +11,8 @@ from .method import Method, Objective, class_loss, heads_of
 class PiModel(Method):
     """class_loss + consistency_weight(step) * distance(prediction on one view, on another); both sides learn.
 
-    Its teacher is a weight average that is evaluated and never learned from.
+    The statistics that evaluation uses are of the first view. Its teacher is a weight average that is evaluated and
+    never learned from.
     """
 
     uses_unlabeled = True
@@ -22,7 +23,10 @@ class PiModel(Method):
 
     def objective(self, views: list[Tensor], labels: Tensor, step: int) -> Objective:
         logits, consistent = heads_of(self.student(views[0]))
+        statistics = [buffer.clone() for buffer in self.student.buffers()]
         other, _ = heads_of(self.student(views[1]))
+        for buffer, kept in zip(self.student.buffers(), statistics, strict=True):
+            buffer.data.copy_(kept)  # data: autograd has saved batch norm's, and does not read them
         config = self.config
         parts = {
             "class_loss": class_loss(logits, labels, config.class_loss_over),

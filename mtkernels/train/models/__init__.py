@@ -72,7 +72,7 @@ def _constructor(arch: str) -> Constructor:
         return MODELS[arch]
     close = difflib.get_close_matches(arch, [*MODELS, "wrn-28-2"], n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise SettingError(f"model must be one of {NAMES}, got {arch!r}{hint}")
+    raise SettingError(f"arch must be one of {NAMES}, got {arch!r}{hint}")
 
 
 __all__ = ["MODELS", "NAMES", "Logits", "make_model"]

@@ -4,6 +4,7 @@ import difflib
 import inspect
 from functools import partial
 from importlib import import_module
+from types import ModuleType
 
 from torch import nn
 
@@ -13,20 +14,29 @@ from .network import Network, TwoHeads
 
 def timm_model(name: str, classes: int, *, channels: int, heads: int, pretrained: bool) -> nn.Module:
     """timm's model `name`; with two heads, they are new and linear, on the features that it pools."""
-    try:
-        import timm
-    except ImportError as error:
-        raise SettingError(f"model 'timm:{name}' needs timm: pip install timm ({error})") from error
+    timm = _timm(name)
     if not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=1)
         hint = f"; did you mean 'timm:{close[0]}'?" if close else ""
-        raise SettingError(f"model must be one that timm {timm.__version__} has, got 'timm:{name}'{hint}")
+        raise SettingError(f"arch must be one that timm {timm.__version__} has, got 'timm:{name}'{hint}")
     create = partial(timm.create_model, name, pretrained=pretrained, in_chans=channels)
     if heads == 1:
         return create(num_classes=classes)
     features = create(num_classes=0)
     width = getattr(features, "head_hidden_size", features.num_features)
     return Network(features, partial(nn.Linear, width, classes), heads)
+
+
+def _timm(name: str) -> ModuleType:
+    try:
+        return import_module("timm")
+    except Exception as error:  # ImportError, or RuntimeError of a torchvision made for another torch
+        if isinstance(error, ModuleNotFoundError) and error.name == "timm":
+            raise SettingError(f"arch 'timm:{name}' needs timm: pip install timm") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise SettingError(
+            f"arch 'timm:{name}' needs timm, which is installed but cannot be imported: {reason}"
+        ) from error
 
 
 def imported_model(path: str, classes: int, *, heads: int) -> nn.Module:
@@ -41,16 +51,16 @@ def imported_model(path: str, classes: int, *, heads: int) -> nn.Module:
             build = getattr(build, attribute)
     except (ImportError, AttributeError) as error:
         reason = f"{error} (is its folder on PYTHONPATH?)" if isinstance(error, ImportError) else error
-        raise SettingError(f"model must name what can be imported, got {path!r}: {reason}") from error
+        raise SettingError(f"arch must name what can be imported, got {path!r}: {reason}") from error
     if not callable(build):
-        raise SettingError(f"model must name a callable, got {path!r}, a {type(build).__name__}")
+        raise SettingError(f"arch must name a callable, got {path!r}, a {type(build).__name__}")
     try:
         inspect.signature(build).bind(num_classes=classes)
     except TypeError as error:
-        raise SettingError(f"model {path!r} must take num_classes={classes} and no more: {error}") from error
+        raise SettingError(f"arch {path!r} must take num_classes={classes} and no more: {error}") from error
     model = build(num_classes=classes)
     if not isinstance(model, nn.Module):
-        raise SettingError(f"model {path!r} must return an nn.Module, got a {type(model).__name__}")
+        raise SettingError(f"arch {path!r} must return an nn.Module, got a {type(model).__name__}")
     if heads == 2:
         _add_head(model, path, classes)
     return model
@@ -63,7 +73,7 @@ def _add_head(model: nn.Module, path: str, classes: int) -> None:
     if last is None or last.out_features != classes:
         found = f"{name!r} with {last.out_features}" if last else "none"
         raise SettingError(
-            f"model {path!r} must end in an nn.Linear of {classes} outputs to get two heads, got {found}"
+            f"arch {path!r} must end in an nn.Linear of {classes} outputs to get two heads, got {found}"
         )
     second = nn.Linear(last.in_features, classes, bias=last.bias is not None)
     parent, _, attribute = name.rpartition(".")

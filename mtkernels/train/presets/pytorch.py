@@ -43,7 +43,13 @@ _CIFAR10 = Config(
     workers=2,
 )
 _CIFAR10_4000 = replace(_CIFAR10, labels=4000, epochs=300, lr_rampdown=350, ema_decay=0.99)
-_CROPS = {"augment": "imagenet", "image_size": 224, "rotate": 10.0, "jitter": (0.4, 0.4, 0.4, 0.1)}
+_CROPS = {
+    "augment": "imagenet",
+    "image_size": 224,
+    "rotate": 10.0,
+    "jitter": (0.4, 0.4, 0.4, 0.1),
+    "border": "constant",
+}
 _IMAGENET = replace(
     _CIFAR10,
     dataset="imagenet",

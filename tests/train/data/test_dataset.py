@@ -1,5 +1,6 @@
 """From a format's images to what a run trains on: labels, images held out, images added, sizes."""
 
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import torch
 from mtkernels.train.config import Config, SettingError
 from mtkernels.train.data import NO_LABEL, Quarantine, load_dataset
 from mtkernels.train.data.dataset import make_dataset
-from mtkernels.train.data.labels import image_names, write_label_file
+from mtkernels.train.data.labels import write_label_file
 from mtkernels.train.data.raw import ImageSet, RawData
 
 from .formats import digit_images, write_cifar10_python, write_svhn
+from .images import write_digits
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +68,7 @@ def test_positions_stand_for_names_and_do_not_move_with_the_images_held_out(tmp_
     config = Config(dataset="svhn", data=tmp_path, labels=20, validation=50, eval_split="validation")
     data = load_dataset(config)
     path = tmp_path / "labels.txt"
-    write_label_file(path, data.pool.labels, image_names(data.pool), data.raw.class_names)
+    write_label_file(path, data.pool.labels, data.pool.names, data.raw.class_names)
     again = load_dataset(replace(config, labels=path, validation=0, eval_split="test"))
     names = [again.pool.names[at] for at in again.labeled.tolist()]
     assert names == [data.pool.names[at] for at in data.labeled.tolist()]
@@ -96,11 +98,54 @@ def test_whitened(cifar):
     data = load_dataset(replace(cifar, normalize="gcn-zca", image_size=8))
     assert data.pool.images.dtype == torch.float32
     assert data.pool.images.mean(0).abs().max() < 1e-3  # of each pixel
+    assert data.whitening.kind == "gcn-zca" and data.channels == 3
+    assert not list(Path(cifar.data).glob("zca-*.npz"))  # a dry run writes nothing
+    data.whitening.keep()
     (cache,) = Path(cifar.data).glob("zca-*.npz")
     assert torch.equal(
         load_dataset(replace(cifar, normalize="gcn-zca", image_size=8)).pool.images, data.pool.images
     )
     cache.unlink()
+    assert load_dataset(Config(normalize="zca")).whitening.cache is None  # the digits have no folder
+
+
+def test_images_that_are_not_used_are_let_go():
+    draw = torch.Generator().manual_seed(0)
+    train, test, extra = (
+        ImageSet(
+            torch.randint(256, (count, 3, 8, 8), dtype=torch.uint8, generator=draw), torch.arange(count) % 2
+        )
+        for count in (60, 30, 50)
+    )
+    for changes in ({}, {"image_size": 4}, {"normalize": "zca"}):
+        config = Config(labels=2, extra_unlabeled=20, validation=10, eval_split="validation", **changes)
+        copies = [replace(part, images=part.images.clone()) for part in (train, test, extra)]
+        alive = [weakref.ref(part.images) for part in copies]
+        raw = RawData(*copies[:2], ("a", "b"), (0.5,) * 3, (0.5,) * 3, extra=copies[2])
+        data = make_dataset(raw, config, Quarantine())
+        assert len(data.pool) == 70 and len(data.evaluation) == 10 and data.classes == 2
+        del raw, copies
+        assert [ref() for ref in alive] == [None] * 3
+
+
+def test_a_pool_of_all_images_is_no_copy():
+    images = ImageSet(torch.zeros(6, 1, 4, 4, dtype=torch.uint8), torch.arange(6) % 2)
+    raw = RawData(images, images, ("a", "b"), (0.5,), (0.5,))
+    assert make_dataset(raw, Config(labels=2), Quarantine()).pool.images is images.images
+
+
+def test_labels_of_class_folders_read_back(tmp_path):
+    """Each class has a 00.jpg; the others of that name may be held out."""
+    root = write_digits(tmp_path / "digits", train=6)
+    config = Config(
+        dataset="folder", data=root, image_size=8, labels=6, validation=6, eval_split="validation"
+    )
+    data = load_dataset(config)
+    write_label_file(tmp_path / "labels.txt", data.pool.labels, data.pool.names, data.raw.class_names)
+    again = load_dataset(replace(config, labels=tmp_path / "labels.txt", validation=0, eval_split="test"))
+    known = (dict(zip(each.pool.names, each.pool.labels.tolist(), strict=True)) for each in (data, again))
+    first, second = ({name: label for name, label in each.items() if label != NO_LABEL} for each in known)
+    assert first == second and len(first) == 6
 
 
 def test_pool_of_files_without_labels():

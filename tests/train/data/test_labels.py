@@ -75,6 +75,25 @@ def test_a_name_of_two_images_is_refused_only_where_it_is_used(tmp_path):
         read_label_file(write(tmp_path, "1.png cat\n"), names, CLASSES)
 
 
+def test_names_have_folders_where_they_need_them(tmp_path):
+    """Also where the other image of that name was held out, and its name is not among those written."""
+    found = ("cat/1.png", "dog/1.png", "red car/1.png", "dog/deep/1.png", "dog/2.png", "1.png")
+    names = image_names(ImageSet(torch.zeros(6), torch.zeros(6), found))
+    assert names == (*found[:4], "2.png", "1.png")
+    path = tmp_path / "labels.txt"
+    for labeled in ([0, 1, 3, 0, 2, 1], [NO_LABEL, 1, 2, 3, NO_LABEL, 0]):
+        write_label_file(path, torch.tensor(labeled), names, CLASSES)
+        for called in (names, found):
+            assert read_label_file(path, called, CLASSES).tolist() == labeled
+    write_label_file(path, torch.tensor([0]), names[:1], CLASSES)
+    assert read_label_file(path, names, CLASSES).tolist() == [0] + [NO_LABEL] * 5
+    assert read_label_file(write(tmp_path, "dog/2.png cat\n"), names, CLASSES).tolist()[4] == 0
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
+    assert read_label_file(write(tmp_path, "\ufeff4.png dog\n"), NAMES, CLASSES).tolist()[4] == 1
+
+
 def test_a_file_that_cannot_be_read(tmp_path):
     with pytest.raises(SettingError, match=r"label file .*absent\.txt cannot be read"):
         read_label_file(tmp_path / "absent.txt", NAMES, CLASSES)

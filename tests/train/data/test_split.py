@@ -1,5 +1,7 @@
 """The validation split and the labeled images: balanced, by the seed, disjoint, and never of unlabeled images."""
 
+import pickle
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +80,37 @@ def test_subset_of_images_in_memory_and_of_files():
     assert part.images.flatten().tolist() == [3, 0] and part.labels.tolist() == [30, 0]
     assert part.names == ("d", "a") and len(part) == 2
     part = subset(ImageSet(Files(), torch.arange(5) * 10), chosen)
-    assert (
-        part.names is None and len(part.images) == 2 and part.images.paths == [Path("3.png"), Path("0.png")]
-    )
+    assert part.names is None and len(part.images) == len(part.images.paths) == 2
+    assert list(part.images.paths) == part.images.paths[:] == [Path("3.png"), Path("0.png")]
+    assert part.images.paths[-1] == Path("0.png") and part.images.paths[1:] == [Path("0.png")]
     assert part.images.decode(0, 2).tolist() == np.full((2, 2, 3), 3).tolist()
+
+
+def test_all_in_their_order_are_the_same():
+    """No copy of the pixels, and of the files no list beside the one that they have."""
+    for images in (torch.zeros(5, 1, 1, 1), Files()):
+        whole = ImageSet(images, torch.arange(5), tuple("abcde"))
+        assert subset(whole, torch.arange(5)) is whole
+        assert subset(whole, torch.tensor([1, 0, 2, 3, 4])).names == tuple("bacde")
+        assert len(subset(whole, torch.arange(4))) == 4
+
+
+class Counted(Sequence):
+    """A million paths, and how many were made."""
+
+    made = 0
+
+    def __len__(self):
+        return 1_000_000
+
+    def __getitem__(self, at):
+        self.made += 1
+        return Path(f"{at}.png")
+
+
+def test_one_path_of_a_million_makes_one():
+    files = Files()
+    files.paths = Counted()
+    part = subset(ImageSet(files, torch.zeros(1_000_000)), torch.arange(1, 1_000_000))
+    assert part.images.paths[7] == Path("8.png") and files.paths.made == 1
+    assert len(pickle.dumps(part.images)) < 8.1e6  # for spawned workers

@@ -9,7 +9,7 @@ import torch
 from mtkernels.train.config import SettingError
 from mtkernels.train.data import whiten as module
 from mtkernels.train.data.raw import ImageSet, RawData
-from mtkernels.train.data.whiten import Zca, gcn, whiten
+from mtkernels.train.data.whiten import Whitener, Zca, gcn, whiten
 
 
 @pytest.fixture(scope="module")
@@ -82,21 +82,34 @@ def test_fewer_images_than_pixels(images):
 
 
 def test_cache(images, tmp_path, monkeypatch):
-    cache = tmp_path / "new" / "cache"
-    first = Zca.fit(images, cache=cache)
-    (file,) = cache.iterdir()
+    def fit(images, kind="gcn-zca", levels=255):
+        return Whitener.fit(images, kind, levels=levels, cache=tmp_path)
+
+    first = fit(images)
+    assert list(tmp_path.iterdir()) == []  # a dry run writes nothing
+    first.keep()
+    (file,) = tmp_path.iterdir()
     with monkeypatch.context() as patch:
         patch.setattr(torch.linalg, "eigh", None)  # a second fit would call it
-        again = Zca.fit(images.clone(), cache=cache)
-    assert torch.equal(again.mean, first.mean) and torch.equal(again.matrix, first.matrix)
+        again = fit(images.clone())
+        again.keep()
+    assert torch.equal(again.zca.mean, first.zca.mean) and torch.equal(again.zca.matrix, first.zca.matrix)
     changed = images.clone()
     changed[0, 0, 0, 0] += 1
-    Zca.fit(changed, cache=cache)
-    Zca.fit(images, regularizer=0.2, cache=cache)
-    assert len(list(cache.iterdir())) == 3
+    for other in (fit(changed), fit(images, "zca"), fit(images, levels=16)):
+        other.keep()
+    assert len(list(tmp_path.iterdir())) == 4
     file.write_bytes(b"words")
     with pytest.raises(SettingError, match=f"{file.name} is no saved ZCA; remove it"):
-        Zca.fit(images, cache=cache)
+        fit(images)
+
+
+def test_where_nothing_can_be_kept(images, tmp_path):
+    """A folder that is not there: root may write into any that is."""
+    whitener = Whitener.fit(images, "zca", levels=255, cache=tmp_path / "absent")
+    with pytest.warns(UserWarning, match=r"fits its whitening anew, as none can be kept: .*absent"):
+        whitener.keep()
+    assert torch.equal(whitener(images), Whitener.fit(images, "zca", levels=255)(images))
 
 
 def raw(images, **more):
@@ -106,24 +119,26 @@ def raw(images, **more):
 
 
 def test_whiten_mean_teacher_cifar(images):
-    data = whiten(raw(images), "gcn-zca")
+    data, whitener = whiten(raw(images), "gcn-zca")
     contrast = rows(gcn(images))
     expected = plain_zca(contrast[:150], contrast, 0.1)
     np.testing.assert_allclose(rows(data.train.images), expected[:150], atol=1e-3)
     np.testing.assert_allclose(rows(data.test.images), expected[150:], atol=1e-3)
-    assert data.mean == (0, 0, 0) and data.std == (1, 1, 1) and data.levels == 1 and data.extra is None
+    torch.testing.assert_close(whitener(images[150:]), data.test.images)
+    assert whitener.kind == "gcn-zca" and data.facts == raw(images).facts and data.extra is None
     assert data.class_names == tuple("0123456789") and len(data.test.labels) == 50
 
 
 def test_whiten_temporal_ensembling_cifar(images):
-    data = whiten(raw(images), "zca")
+    data, whitener = whiten(raw(images), "zca")
     expected = plain_zca(rows(images[:150]) / 255, rows(images) / 255, 1e-5)
     np.testing.assert_allclose(rows(data.test.images), expected[150:], atol=2e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(rows(whitener(images[:3])), expected[:3], atol=2e-5 * np.abs(expected).max())
 
 
 def test_the_extra_images_are_whitened_by_the_training_images(images):
     extra = ImageSet(images[:9], torch.zeros(9, dtype=torch.int64), tuple("abcdefghi"))
-    data = whiten(raw(images, extra=extra), "zca")
+    data, _ = whiten(raw(images, extra=extra), "zca")
     assert torch.equal(data.extra.images, data.train.images[:9]) and data.extra.names == extra.names
 
 
