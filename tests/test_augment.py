@@ -282,11 +282,24 @@ def test_matrices_that_cannot_be_used_make_nan_of_their_view_alone(backend):
 
 
 @backends
-def test_the_widest_filter_is_an_average(backend):
-    images = _images(1, 1, 4, 4)
-    found = _call(
-        backend, images, _geometry([[256, 0, 1000], [0, 256, -30]]), size=(1, 1), border="symmetric"
-    )
+@pytest.mark.parametrize(
+    "matrix", [[[1.5, 0, 0], [0, 0.7, 0]], [[0.8, 0.6, 0], [-0.6, 0.8, 0]], [[3, 1, 0], [0, 1, 0]]]
+)
+def test_far_from_the_image_is_the_constant(matrix, backend):
+    images = _images(1, 3, 20, 30)
+    for dx, dy in ((100, 0), (-100, 0), (0, 90), (0, -90), (200, 200), (-3e6, 1e6)):
+        moved = [[*matrix[0][:2], dx], [*matrix[1][:2], dy]]
+        for given in (images, _hwc(images)):
+            found = _call(
+                backend, given, _geometry(moved), size=(16, 9), border="constant", fill=(0.1, 0.2, 0.3)
+            )
+            expected = torch.tensor([0.1, 0.2, 0.3])[:, None, None].expand(1, 1, 3, 16, 9)
+            torch.testing.assert_close(found, expected)
+
+
+def test_the_widest_filter_is_an_average():
+    images, matrix = _images(1, 1, 4, 4), [[256, 0, 1000], [0, 256, -30]]
+    found = mtkernels.augment(images, None, _geometry(matrix), size=(1, 1), border="symmetric")
     torch.testing.assert_close(found.flatten(), images.double().mean().float()[None] / 255, rtol=1e-3, atol=0)
 
 
