@@ -65,6 +65,8 @@ finish
 # What is fast or slow, alone.
 step launches 40 "$PYTHON" bench/launches.py --large
 cat "$out/launches.log"
+step train-step 60 "$PYTHON" bench/train_step.py --device cuda  # shake-shake 26, part by part
+cat "$out/train-step.log"
 # Time, share of the copy bandwidth, host time: of all cases, the largest models and WeightEMA's features too. About fifty
 # groups; torch.compile takes seconds for each of its candidates, and that is most of the time.
 step bench 240 "$PYTHON" -m pytest bench -q --bench-large --bench-seconds 0.5 --benchmark-json="$out/results.json"

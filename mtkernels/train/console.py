@@ -13,16 +13,16 @@ Show = Callable[[Record], None]
 
 
 @contextmanager
-def progress(config: Config, folder: Path) -> Iterator[Show]:
-    """Yields a function to call with each record."""
+def progress(config: Config, folder: Path, steps: int) -> Iterator[Show]:
+    """Yields a function to call with each record of a run of so many steps."""
     title = f"{config.method} on {config.dataset}, {config.labels} labels, seed {config.seed}"
     print(f"{title} -> {folder}", flush=True)
     write: Callable[[str], None] = partial(print, flush=True)
-    if not sys.stdout.isatty() or not (bar := _bar()):
+    if not sys.stdout.isatty() or not (bar := _bar("step")):
         yield _lines(write)
         return
     with bar:
-        task = bar.add_task("", total=config.steps)
+        task = bar.add_task("", total=steps)
         show_line = _lines(partial(bar.console.print, highlight=False, soft_wrap=True))
 
         def show(record: Record) -> None:
@@ -30,6 +30,17 @@ def progress(config: Config, folder: Path) -> Iterator[Show]:
             bar.update(task, completed=record["step"])
 
         yield show
+
+
+@contextmanager
+def progress_of(unit: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Yields a function to call with what is done and what there is, of something else than a run."""
+    if not sys.stdout.isatty() or not (bar := _bar(unit)):
+        yield lambda done, total: None
+        return
+    with bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _lines(write: Callable[[str], None]) -> Show:
@@ -49,13 +60,13 @@ def _lines(write: Callable[[str], None]) -> Show:
     return show
 
 
-def _bar():
+def _bar(unit: str):
     """rich's progress bar, or None where rich is not installed."""
     try:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     except ModuleNotFoundError:
         return None
-    return Progress(TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
+    return Progress(TextColumn(unit), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
 
 
 def print_table(rows: list[list[str]]) -> None:
@@ -69,7 +80,9 @@ def print_table(rows: list[list[str]]) -> None:
             print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
         return
     header, *body = rows
-    grid = Table(*header)
+    grid = Table()
+    for name in header:
+        grid.add_column(name, overflow="fold")  # names are to be copied, not cut
     for row in body:
         grid.add_row(*row)
     Console().print(grid)

@@ -1,6 +1,7 @@
 """Where a run ran: versions, machine, command. What someone needs to explain a difference."""
 
 import datetime
+import importlib.metadata
 import platform
 import shlex
 import subprocess
@@ -21,6 +22,9 @@ def environment(device: torch.device, command: Sequence[str] | None = None) -> d
         "git_commit": _git_commit(),
         "torch": torch.__version__,
         "numpy": numpy.__version__,
+        **{
+            name: _version(name) for name in ("Pillow", "simplejpeg", "scipy")
+        },  # pixels depend on who decodes
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": _cpu_name(),
@@ -30,6 +34,13 @@ def environment(device: torch.device, command: Sequence[str] | None = None) -> d
         "command": shlex.join(sys.argv if command is None else command),
         "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _cpu_name() -> str:

@@ -1,6 +1,7 @@
 """A run's folder: making it, filling it, reading its weights back."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -8,11 +9,12 @@ import torch
 from torch import nn
 
 from .config import Config
-from .data import DATASETS
+from .data import Dataset
+from .data.labels import image_names, write_label_file
 from .files import free_path, write_csv, write_json, write_with
+from .loop import build_model
 from .meter import Record
 from .methods import Method
-from .models import MODELS
 
 Summary = dict[str, object]
 
@@ -25,9 +27,20 @@ def make_folder(config: Config) -> Path:
             raise FileExistsError(f"{folder} exists and is not empty: choose another --name, or remove it")
         folder.mkdir(parents=True, exist_ok=True)
         return folder
-    folder = free_path(config.out / f"{config.dataset}-{config.method}-{config.labels}-seed{config.seed}")
+    labels = config.labels.stem if isinstance(config.labels, Path) else config.labels
+    folder = free_path(config.out / f"{config.dataset}-{config.method}-{labels}-seed{config.seed}")
     folder.mkdir(parents=True)
     return folder
+
+
+def describe_data(folder: Path, data: Dataset) -> None:
+    """Write dataset.json, which a network's input and output are read by, and labels.txt: what was labeled."""
+    raw = data.raw
+    described = {"class_names": raw.class_names, "channels": data.channels, "mean": raw.mean, "std": raw.std}
+    described |= {"levels": raw.levels, "images": len(data.pool), "labeled": len(data.labeled)}
+    write_json(folder / "dataset.json", described)
+    if len(data.labeled) < len(data.pool):
+        write_label_file(folder / "labels.txt", data.pool.labels, image_names(data.pool), raw.class_names)
 
 
 def finish_folder(
@@ -46,7 +59,7 @@ def finish_folder(
         "teacher_error": last["teacher_error"],
         "eval_split": config.eval_split,
         "steps_done": last["step"],
-        "interrupted": last["step"] < config.steps,
+        "interrupted": last["step"] < method.timeline.steps,
         "seconds": round(seconds, 3),
     }
     write_json(folder / "summary.json", summary)
@@ -54,13 +67,14 @@ def finish_folder(
 
 
 def load_model(folder: Path, role: Literal["teacher", "student"] = "teacher") -> nn.Module:
-    """The trained network of a run, on the CPU in eval mode: maps images, pixels 0..1, to logits."""
+    """The trained network of a run, on the CPU in eval mode: maps images, made by data.Pixels, to logits."""
     from safetensors.torch import load_file
 
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = Config.from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    described = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     weights = load_file(folder / f"{role}.safetensors")
-    classes = DATASETS[config["dataset"]].classes
-    model = MODELS[config["model"]](classes, width=config["width"], dropout=config["dropout"])
+    config = replace(config, pretrained=False)  # its weights are in the folder
+    model = build_model(config, classes=len(described["class_names"]), channels=described["channels"])
     model.load_state_dict(weights)
     return model.eval()
 

@@ -1,88 +1,122 @@
-"""The training loop of every method here, as the paper has it. Imports torch, numpy and mtkernels only."""
+"""The training loop of every method here, as the papers have it. Imports torch, numpy and mtkernels only."""
 
 from collections.abc import Callable
 
 import torch
+from torch import Tensor, nn
 
 from .config import Config
-from .data import DATASETS, Augment, Dataset, LabeledBatches, TwoStreamBatches
+from .data import Batches, Dataset, EpochBatches, LabeledBatches, TwoStreamBatches, make_feed
 from .meter import Meter, Record
 from .methods import METHODS, Method
-from .models import MODELS
-from .ramps import learning_rate
-from .seeds import stream_seed
+from .models import make_model
+from .seeds import Purpose, stream_seed
+from .timeline import Timeline
 
 
 def train(
-    config: Config,
     method: Method,
     data: Dataset,
+    batches: Batches,
     *,
     on_record: Callable[[Record], None],
     should_stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Train `method` for `config.steps` steps; `on_record` gets each evaluation's metrics, and a stop's.
+    """Train `method` to the end of its timeline; `on_record` gets each evaluation's metrics, and a stop's.
 
-    Seeds torch's global generator each step: dropout draws from it.
+    Seeds torch's global generator each step: dropout and shake-shake draw from it.
     """
-    batches = make_batches(config, method, data)
-    augment = make_augment(config)
+    config, timeline = method.config, method.timeline
     optimizer = make_optimizer(config, method)
-    meter = Meter(config, method, data)
-    for step in range(config.steps):
-        batch = batches.batch(step)
-        images, labels = data.images[batch], data.labels[batch]
-        views = [augment(images, seed=config.seed, step=step, view=view) for view in range(method.views)]
+    meter = Meter(method, data)
+    with make_feed(config, data, batches, method.views) as feed:
+        for step in range(timeline.steps):
+            views, labels = feed.batch(step)
+            torch.manual_seed(stream_seed(config.seed, "dropout", step))
+            loss, parts = method.objective(views, labels, step)
+            set_rates(optimizer, timeline, step)
+            optimizer.zero_grad()
+            loss.backward()
+            method.before_step()
+            optimizer.step()
+            method.after_step()  # the teacher moves towards the new student
 
-        torch.manual_seed(stream_seed(config.seed, "dropout", step))
-        losses = method.losses(views, labels, step)
-        optimizer.param_groups[0]["lr"] = learning_rate(step, config)
-        optimizer.zero_grad()
-        sum(losses.values()).backward()
-        optimizer.step()
-        method.after_step()  # the teacher moves towards the new student
-
-        meter.add({name: loss.detach() for name, loss in losses.items()}, images=len(images))
-        stop = should_stop() or step + 1 == config.steps
-        if stop or (step + 1) % config.eval_interval == 0:
-            on_record(meter.record(step + 1))
-        if stop:
-            break
+            meter.add(parts, images=len(labels))
+            stop = should_stop() or step + 1 == timeline.steps
+            if stop or timeline.evaluates(step + 1):
+                on_record(meter.record(step + 1))
+            if stop:
+                break
 
 
-def make_method(config: Config, data: Dataset) -> Method:
+def make_method(config: Config, data: Dataset, batches: Batches) -> Method:
     """The method and its student, whose first weights depend on the seed alone, not on the method."""
-    torch.manual_seed(stream_seed(config.seed, "model"))
-    classes = DATASETS[config.dataset].classes
-    student = MODELS[config.model](classes, width=config.width, dropout=config.dropout)
-    return METHODS[config.method](student.to(data.images.device), config)
+    timeline = Timeline(config, batches.steps_per_epoch)
+    student = _network(config, data, "model", batches)
+    teacher = _network(config, data, "teacher", batches) if config.teacher_init == "independent" else None
+    return METHODS[config.method](student, timeline, teacher)
 
 
-def make_batches(config: Config, method: Method, data: Dataset) -> LabeledBatches | TwoStreamBatches:
-    """Two-stream batches for a method that uses unlabeled images, else their labeled part alone."""
-    if not method.uses_unlabeled:
-        return LabeledBatches(data.labeled, batch_size=config.labeled_batch_size, seed=config.seed)
-    return TwoStreamBatches(
-        data.unlabeled,
-        data.labeled,
-        batch_size=config.batch_size,
-        labeled_batch_size=config.labeled_batch_size,
-        seed=config.seed,
+def _network(config: Config, data: Dataset, purpose: Purpose, batches: Batches) -> nn.Module:
+    torch.manual_seed(stream_seed(config.seed, purpose))
+    model = build_model(config, classes=data.classes, channels=data.channels).to(data.pool.labels.device)
+    if hasattr(model, "initialize"):  # weight norm's scales, from the first minibatch
+        with make_feed(config, data, batches, 1) as feed:
+            model.initialize(feed.batch(0)[0][0])
+    return model
+
+
+def build_model(config: Config, *, classes: int, channels: int) -> nn.Module:
+    """The network that `config` names, with weights from torch's global generator."""
+    return make_model(
+        config.arch,
+        classes,
+        channels=channels,
+        heads=config.heads,
+        width=config.width,
+        dropout=config.dropout,
+        pretrained=config.pretrained,
     )
 
 
-def make_augment(config: Config) -> Augment:
-    """The augmentation that `config` describes."""
-    amounts = ("rotate", "zoom", "shear", "shift", "warp", "noise")
-    return Augment(**{name: getattr(config, name) for name in amounts})
+def make_batches(config: Config, data: Dataset) -> Batches:
+    """Two streams for a method that uses unlabeled images; one of them for one that does not, or where so asked."""
+    labeled, seed = data.labeled, config.seed
+    if config.exclude_unlabeled:
+        return EpochBatches(labeled, batch_size=config.batch_size, seed=seed, name="labeled")
+    if not METHODS[config.method].uses_unlabeled:
+        return LabeledBatches(labeled, batch_size=config.labeled_batch_size or config.batch_size, seed=seed)
+    everything = torch.arange(len(data.pool), device=labeled.device)
+    if config.labeled_batch_size is None:
+        return EpochBatches(everything, batch_size=config.batch_size, seed=seed)
+    return TwoStreamBatches(
+        everything if config.unlabeled_from == "all" else data.unlabeled,
+        labeled,
+        batch_size=config.batch_size,
+        labeled_batch_size=config.labeled_batch_size,
+        seed=seed,
+    )
 
 
 def make_optimizer(config: Config, method: Method) -> torch.optim.Optimizer:
-    """SGD over the student's parameters; the teacher has no gradients."""
+    """Over the student's parameters; the teacher has no gradients."""
+    weights: list[Tensor] = list(method.student.parameters())
+    if config.optimizer == "adam":
+        return torch.optim.Adam(
+            weights, lr=config.lr, eps=config.adam_epsilon, weight_decay=config.weight_decay
+        )
     return torch.optim.SGD(
-        method.student.parameters(),
+        weights,
         lr=config.lr,
         momentum=config.momentum,
         nesterov=config.nesterov,
         weight_decay=config.weight_decay,
     )
+
+
+def set_rates(optimizer: torch.optim.Optimizer, timeline: Timeline, step: int) -> None:
+    """The optimizer's numbers at `step`."""
+    for group in optimizer.param_groups:
+        group["lr"] = timeline.learning_rate(step)
+        if "betas" in group:
+            group["betas"] = timeline.adam_betas(step)

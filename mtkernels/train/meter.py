@@ -6,10 +6,9 @@ import time
 import torch
 from torch import Tensor, nn
 
-from .config import Config
-from .data import Dataset
+from .data import Dataset, Evaluation
 from .methods import Method
-from .ramps import learning_rate
+from .methods.method import heads_of
 
 Record = dict[str, float]  # one line of metrics.jsonl
 
@@ -17,11 +16,9 @@ Record = dict[str, float]  # one line of metrics.jsonl
 class Meter:
     """Sums what the steps report; `record` averages the sums and evaluates both models."""
 
-    def __init__(self, config: Config, method: Method, data: Dataset) -> None:
-        self.config, self.method = config, method
-        self.images, self.labels = data.test_images, data.test_labels
-        if config.eval_split == "unlabeled":
-            self.images, self.labels = data.images[data.unlabeled], data.hidden_labels[data.unlabeled]
+    def __init__(self, method: Method, data: Dataset) -> None:
+        self.method = method
+        self.evaluation = Evaluation(method.config, data)
         self._restart()
 
     def _restart(self) -> None:
@@ -46,16 +43,15 @@ class Meter:
                 raise FloatingPointError(
                     f"{name} must stay finite, got {loss} by step {steps_done}: try a lower lr or consistency"
                 )
-        models = (self.method.student, self.method.teacher)
-        errors = torch.stack([error_percent(model, self.images, self.labels) for model in models])
-        student_error, teacher_error = errors.tolist()
+        models = [self.method.student, self.method.teacher]
+        student_error, teacher_error = error_percents(models, self.evaluation)
         record: Record = {
             "step": steps_done,
             **losses,
             "student_error": student_error,
             "teacher_error": teacher_error,
             "consistency_weight": self.method.consistency_weight(steps_done - 1),
-            "lr": learning_rate(steps_done - 1, self.config),
+            "lr": self.method.timeline.learning_rate(steps_done - 1),
             "images_per_second": round(self._images / max(seconds, 1e-9), 1),
         }
         self._restart()
@@ -63,11 +59,16 @@ class Meter:
 
 
 @torch.no_grad()
-def error_percent(model: nn.Module, images: Tensor, labels: Tensor, *, rows: int = 1000) -> Tensor:
-    """Percentage of `images` that `model`, in eval mode, puts in a wrong class: 0-d float64, on device."""
-    was_training = model.training
-    model.eval()
-    parts = zip(images.split(rows), labels.split(rows), strict=True)
-    wrong = torch.stack([(model(part).argmax(1) != true).sum() for part, true in parts]).sum()
-    model.train(was_training)
-    return 100 * wrong.double() / len(labels)
+def error_percents(models: list[nn.Module], evaluation: Evaluation) -> list[float]:
+    """Percentages of the images that each of `models`, in eval mode, puts in a wrong class, in one pass over them."""
+    modes = [model.training for model in models]
+    wrong = torch.zeros(len(models), dtype=torch.int64, device=evaluation.device)
+    for model in models:
+        model.eval()
+    rows = 0
+    for images, labels in evaluation:
+        wrong += torch.stack([(heads_of(model(images))[0].argmax(1) != labels).sum() for model in models])
+        rows += len(labels)
+    for model, mode in zip(models, modes, strict=True):
+        model.train(mode)
+    return (100 * wrong.double() / rows).tolist()

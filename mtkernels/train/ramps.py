@@ -1,8 +1,6 @@
-"""Schedules over steps, of the consistency weight and the learning rate; the teacher's are mtkernels.schedules."""
+"""Shapes of ramps; timeline.py says what is ramped by them. A teacher's schedules are mtkernels.schedules."""
 
 import math
-
-from .config import Config
 
 
 def sigmoid_rampup(step: float, length: float) -> float:
@@ -25,8 +23,7 @@ def cosine_rampdown(step: float, length: float) -> float:
     return 0.5 * (math.cos(math.pi * step / length) + 1.0)
 
 
-def learning_rate(step: int, config: Config) -> float:
-    """Linear from `initial_lr` to `lr` over `lr_rampup` steps, times the cosine to 0 at `lr_rampdown`."""
-    rampdown = config.steps if config.lr_rampdown is None else config.lr_rampdown
-    rate = config.initial_lr + (config.lr - config.initial_lr) * linear_rampup(step, config.lr_rampup)
-    return rate * cosine_rampdown(step, rampdown) if rampdown else rate
+def sigmoid_rampdown(step: float, total: float, length: float) -> float:
+    """1, then exp(-12.5 (1 - left/L)^2) over the last L = `length` steps of `total`; L = 0: 1. 1610.02242."""
+    left = total - step
+    return 1.0 if length == 0 or left > length else math.exp(-12.5 * (1.0 - left / length) ** 2)

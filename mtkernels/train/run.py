@@ -12,33 +12,29 @@ import torch
 
 from .config import Config, SettingError
 from .console import progress
-from .data import DATASETS
+from .data import Batches, Dataset, load_dataset
 from .environment import environment
 from .files import write_json
-from .folder import Summary, finish_folder, make_folder
+from .folder import Summary, describe_data, finish_folder, make_folder
 from .loop import make_batches, make_method, train
 from .meter import Record
+from .methods import Method
 
 
 def run(config: Config, *, command: Sequence[str] | None = None) -> tuple[Path, Summary]:
     """Train as `config` says and fill the run's folder; Ctrl-C ends the training early, not the filling."""
-    config.validate()
-    device = _device(config)
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    data = DATASETS[config.dataset].load(config.labels, config.seed).to(device)
-    method = make_method(config, data)
-    make_batches(config, method, data)  # refuses batches that the data cannot fill, before there is a folder
+    data, batches, method = prepare(config)
     folder = make_folder(config)
+    describe_data(folder, data)
     write_json(folder / "config.json", config.as_dict())
-    write_json(folder / "environment.json", environment(device, command))
+    write_json(folder / "environment.json", environment(data.pool.labels.device, command))
     records: list[Record] = []
     started = time.perf_counter()
     with (
         stop_on_interrupt() as should_stop,
         open(folder / "metrics.jsonl", "w", encoding="utf-8") as lines,
     ):
-        with progress(config, folder) as show:
+        with progress(config, folder, method.timeline.steps) as show:
 
             def on_record(record: Record) -> None:
                 records.append(record)
@@ -46,8 +42,20 @@ def run(config: Config, *, command: Sequence[str] | None = None) -> tuple[Path, 
                 lines.flush()  # a run that is killed keeps its metrics
                 show(record)
 
-            train(config, method, data, on_record=on_record, should_stop=should_stop)
+            train(method, data, batches, on_record=on_record, should_stop=should_stop)
+        data.quarantine.write(folder / "broken.txt")
         return folder, finish_folder(folder, config, method, records, time.perf_counter() - started)
+
+
+def prepare(config: Config) -> tuple[Dataset, Batches, Method]:
+    """All that a run needs but its folder; refuses settings, and batches that the data cannot fill."""
+    config.validate()
+    device = _device(config)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    data = load_dataset(config).to(device)
+    batches = make_batches(config, data)
+    return data, batches, make_method(config, data, batches)
 
 
 @contextmanager

@@ -5,7 +5,10 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-Purpose = Literal["model", "labels", "unlabeled", "labeled", "view", "dropout"]
+# New ones go to the end: a purpose's place is part of its stream.
+Purpose = Literal[
+    "model", "labels", "unlabeled", "labeled", "view", "dropout", "teacher", "noise", "validation", "extra"
+]
 _PURPOSES = get_args(Purpose)
 
 

@@ -13,8 +13,12 @@ import torch
 from mtkernels.train.config import Config
 
 # A machine that tests the kernels alone has none of these, and the test files need them to be collected.
-MISSING = [name for name in ("tyro", "matplotlib", "safetensors", "sklearn") if find_spec(name) is None]
-collect_ignore_glob = ["test_*.py"] if MISSING else []
+MISSING = [
+    name
+    for name in ("tyro", "matplotlib", "safetensors", "sklearn", "scipy", "PIL")
+    if find_spec(name) is None
+]
+collect_ignore_glob = ["test_*.py", "data"] if MISSING else []
 
 
 def pytest_report_header() -> list[str]:

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from mtkernels.train.data import DATASETS, Augment
+from mtkernels.train.data.augment import Augment
+from mtkernels.train.data.digits import digits
 
-IMAGES = DATASETS["digits"].load(20, 0).images[:64]
+IMAGES = digits().train.images[:64] / 16
 FULL = Augment(rotate=15, zoom=0.2, shear=0.2, shift=1, warp=0.5, noise=0.1)
 
 

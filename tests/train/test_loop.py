@@ -7,15 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mtkernels.train.data import DATASETS
-from mtkernels.train.loop import make_method, train
+from mtkernels.train.data import load_dataset
+from mtkernels.train.loop import make_batches, make_method, train
 from mtkernels.train.methods import METHODS
 
 
 def trained(config, **options):
-    data = DATASETS[config.dataset].load(config.labels, config.seed)
-    method, records = make_method(config, data), []
-    train(config, method, data, on_record=records.append, **options)
+    data, records = load_dataset(config), []
+    batches = make_batches(config, data)
+    method = make_method(config, data, batches)
+    train(method, data, batches, on_record=records.append, **options)
     return method, records
 
 
@@ -91,6 +92,6 @@ def test_a_diverged_run_says_so(small):
 
 def test_imports_without_the_extras():
     """Whoever calls the loop from a program of their own needs no command-line, plot or dataset library."""
-    blocked = ["tyro", "rich", "matplotlib", "safetensors", "sklearn", "scipy"]
+    blocked = ["tyro", "rich", "matplotlib", "safetensors", "sklearn", "scipy", "PIL", "simplejpeg", "timm"]
     script = f"import sys; sys.modules.update(dict.fromkeys({blocked})); import mtkernels.train.run"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

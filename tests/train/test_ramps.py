@@ -1,11 +1,10 @@
-"""The schedules' values at points worked out by hand."""
+"""The ramps' values at points worked out by hand."""
 
-from dataclasses import replace
+import math
 
 import pytest
 
-from mtkernels.train.config import Config
-from mtkernels.train.ramps import cosine_rampdown, learning_rate, linear_rampup, sigmoid_rampup
+from mtkernels.train.ramps import cosine_rampdown, linear_rampup, sigmoid_rampdown, sigmoid_rampup
 
 
 @pytest.mark.parametrize(
@@ -27,11 +26,8 @@ def test_cosine_rampdown():
         cosine_rampdown(5, 4)
 
 
-def test_learning_rate_rises_then_falls():
-    config = Config(steps=100, lr=0.4, initial_lr=0.1, lr_rampup=10, lr_rampdown=100)
-    assert learning_rate(0, config) == pytest.approx(0.1)
-    assert learning_rate(5, config) == pytest.approx(0.25 * cosine_rampdown(5, 100))
-    assert learning_rate(50, config) == pytest.approx(0.2)
-    assert learning_rate(99, config) < 1e-3
-    assert learning_rate(50, replace(config, lr_rampdown=None)) == pytest.approx(0.2)  # None: at the end
-    assert learning_rate(99, replace(config, lr_rampdown=0)) == pytest.approx(0.4)
+def test_sigmoid_rampdown():
+    assert [sigmoid_rampdown(step, 100, 20) for step in (0, 79, 80)] == [1, 1, 1]
+    assert sigmoid_rampdown(90, 100, 20) == pytest.approx(math.exp(-12.5 / 4))
+    assert sigmoid_rampdown(100, 100, 20) == pytest.approx(math.exp(-12.5))
+    assert sigmoid_rampdown(100, 100, 0) == 1

@@ -3,31 +3,29 @@
 import numpy as np
 import torch
 
-from ..seeds import stream_seed
-from .dataset import NO_LABEL, Dataset, balanced_choice
+from .raw import ImageSet, RawData
+from .split import balanced_choice
 
 _TEST_IMAGES = 500
 _SPLIT_SEED = 0  # the split is part of the dataset: it does not move with a run's seed
 
 
-def digits(labels: int, seed: int) -> Dataset:
-    """1,297 training images, `labels` of them labeled as `seed` chooses; 500 test images, always the same."""
+def digits() -> RawData:
+    """1,297 training images and 500 test images, always the same; pixels are 0 to 16."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    images = torch.from_numpy(bunch.images).float().div_(16.0).unsqueeze(1)
+    images = torch.from_numpy(bunch.images.astype(np.uint8)).unsqueeze(1)
     classes = bunch.target.astype(np.int64)
     # RandomState, not default_rng: numpy promises that its streams never change.
     test = balanced_choice(classes, _TEST_IMAGES, np.random.RandomState(_SPLIT_SEED))
     pool = np.setdiff1d(np.arange(len(classes)), test)
-    labeled = balanced_choice(classes[pool], labels, np.random.RandomState(stream_seed(seed, "labels")))
-    known = torch.full((len(pool),), NO_LABEL)
-    hidden = torch.from_numpy(classes[pool])
-    known[labeled] = hidden[labeled]
-    return Dataset(
-        images=images[pool],
-        labels=known,
-        hidden_labels=hidden,
-        test_images=images[test],
-        test_labels=torch.from_numpy(classes[test]),
+    pixels = images[pool].double() / 16
+    return RawData(
+        train=ImageSet(images[pool], torch.from_numpy(classes[pool])),
+        test=ImageSet(images[test], torch.from_numpy(classes[test])),
+        class_names=tuple(map(str, range(10))),
+        mean=(float(pixels.mean()),),
+        std=(float(pixels.std()),),
+        levels=16,
     )

@@ -2,12 +2,21 @@
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..config import SettingError
 from ..seeds import Purpose, generator
+
+
+class Draw(NamedTuple):
+    """The images of a batch, and how often each stream has come by them: an image may come twice in a batch."""
+
+    index: Tensor  # [batch_size] int64
+    passes: Tensor  # [batch_size] int64: which permutation of its stream a row comes from
+    unlabeled: int  # so many rows, the first ones, are taken as unlabeled
 
 
 class _Permutations:
@@ -27,15 +36,16 @@ class _Permutations:
             self._cache[epoch] = self.indices[order]
         return self._cache[epoch]
 
-    def endless(self, start: int, count: int) -> Tensor:
+    def endless(self, start: int, count: int) -> Draw:
         """Places `start` to `start + count` of all the epochs' permutations laid end to end."""
-        size, parts = len(self.indices), []
+        size, parts, passes = len(self.indices), [], []
         while count:
             epoch, place = divmod(start, size)
             part = self.epoch(epoch)[place : place + count]
             parts.append(part)
+            passes.append(torch.full_like(part, epoch))
             start, count = start + len(part), count - len(part)
-        return torch.cat(parts)
+        return Draw(torch.cat(parts), torch.cat(passes), 0)
 
 
 class LabeledBatches:
@@ -47,17 +57,34 @@ class LabeledBatches:
     def __init__(self, labeled: Tensor, *, batch_size: int, seed: int) -> None:
         _check("labeled", labeled, batch_size)
         self.batch_size = batch_size
+        self.steps_per_epoch = max(len(labeled) // batch_size, 1)
         self._labeled = _Permutations(labeled, seed, "labeled")
 
-    def batch(self, step: int) -> Tensor:
-        """Indices [batch_size] of the batch of `step`."""
+    def draw(self, step: int) -> Draw:
+        """The batch of `step`."""
         return self._labeled.endless(step * self.batch_size, self.batch_size)
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Draw]:
         step = 0
         while True:
-            yield self.batch(step)
+            yield self.draw(step)
             step += 1
+
+
+class EpochBatches(LabeledBatches):
+    """Endless batches of `images`, labeled or not: an epoch is one random permutation, its incomplete end dropped."""
+
+    def __init__(self, images: Tensor, *, batch_size: int, seed: int, name: str = "unlabeled") -> None:
+        _check(name, images, batch_size, most=len(images))
+        self.batch_size = batch_size
+        self.steps_per_epoch = len(images) // batch_size
+        self._images = _Permutations(images, seed, "unlabeled")
+
+    def draw(self, step: int) -> Draw:
+        """The batch of `step`."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        index = self._images.epoch(epoch)[place * self.batch_size :][: self.batch_size]
+        return Draw(index, torch.full_like(index, epoch), 0)
 
 
 class TwoStreamBatches(LabeledBatches):
@@ -71,17 +98,14 @@ class TwoStreamBatches(LabeledBatches):
         self, unlabeled: Tensor, labeled: Tensor, *, batch_size: int, labeled_batch_size: int, seed: int
     ) -> None:
         super().__init__(labeled, batch_size=labeled_batch_size, seed=seed)
-        self.unlabeled_batch_size = batch_size - labeled_batch_size
-        _check("unlabeled", unlabeled, self.unlabeled_batch_size, most=len(unlabeled))
-        self.steps_per_epoch = len(unlabeled) // self.unlabeled_batch_size
-        self._unlabeled = _Permutations(unlabeled, seed, "unlabeled")
+        self._unlabeled = EpochBatches(unlabeled, batch_size=batch_size - labeled_batch_size, seed=seed)
+        self.steps_per_epoch = self._unlabeled.steps_per_epoch
 
-    def batch(self, step: int) -> Tensor:
-        """Indices [batch_size] of the batch of `step`, the labeled images last."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        start = place * self.unlabeled_batch_size
-        unlabeled = self._unlabeled.epoch(epoch)[start : start + self.unlabeled_batch_size]
-        return torch.cat([unlabeled, super().batch(step)])
+    def draw(self, step: int) -> Draw:
+        """The batch of `step`, the labeled images last."""
+        first, last = self._unlabeled.draw(step), super().draw(step)
+        index, passes = (torch.cat(parts) for parts in zip(first[:2], last[:2], strict=True))
+        return Draw(index, passes, len(first.index))
 
 
 def _check(stream: str, indices: Tensor, batch_size: int, most: float = math.inf) -> None:

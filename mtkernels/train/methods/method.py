@@ -1,48 +1,69 @@
-"""What the loop asks of a method: batches to draw, a loss, and the teacher's update."""
+"""What the loop asks of a method: batches to draw, an objective, and the teacher's update."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtkernels import WeightEMA, schedules
+from mtkernels import WeightEMA
 
-from ..config import Config
-from ..data import NO_LABEL
+from ..data.raw import NO_LABEL
+from ..timeline import Timeline
 
-Losses = dict[str, Tensor]  # name -> 0-d tensor; their sum is what the student minimises
+
+class Objective(NamedTuple):
+    """What the student minimises, and its terms for the record: name -> 0-d tensor, detached."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
 
 
 class Method(ABC):
     """A student that learns, and a teacher that is the running average of its weights."""
 
-    uses_unlabeled: ClassVar[bool]  # two-stream batches, or labeled images only
-    views: ClassVar[int]  # augmented views of a batch: the student's, and the teacher's where it predicts
+    uses_unlabeled: ClassVar[bool]  # batches of two streams, or labeled images only
+    views: ClassVar[int]  # augmented views of a batch
 
-    def __init__(self, student: nn.Module, config: Config) -> None:
-        self.student = student
-        self.ema = WeightEMA(student, schedules.running_mean(config.ema_decay), buffers=config.buffers)
+    def __init__(self, student: nn.Module, timeline: Timeline, teacher: nn.Module | None = None) -> None:
+        """teacher: the first weights of the average, where they are not the student's."""
+        self.student, self.timeline, self.config = student, timeline, timeline.config
+        self.ema = WeightEMA(student, timeline.ema_decay(), buffers=self.config.buffers, teacher=teacher)
         self.teacher = self.ema.module
-        self.config = config
+        if self.config.teacher_dropout is not None:
+            for module in self.teacher.modules():
+                if isinstance(module, nn.Dropout):
+                    module.p = self.config.teacher_dropout
 
     @abstractmethod
-    def losses(self, views: list[Tensor], labels: Tensor, step: int) -> Losses:
-        """The terms of the loss at `step` (from 0); `views` holds the student's view, then the teacher's."""
+    def objective(self, views: list[Tensor], labels: Tensor, step: int) -> Objective:
+        """The loss of a batch at `step` (from 0), of `views` views of it."""
 
     def consistency_weight(self, step: int) -> float:
         """The weight of the consistency loss at `step`, for the record; 0 for a method without one."""
         return 0.0
 
+    def before_step(self) -> None:
+        """What comes between the gradients and the optimizer's step."""
+        if self.config.ema_order == "before":
+            self.ema.update()
+
     def after_step(self) -> None:
-        """Move the teacher towards the updated student."""
-        self.ema.update()
+        """What follows the optimizer's step: the teacher moves towards the updated student."""
+        if self.config.ema_order == "after":
+            self.ema.update()
 
 
-def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy summed over the labeled rows and divided by all rows, the unlabeled included.
+def class_loss(logits: Tensor, labels: Tensor, over: str = "batch") -> Tensor:
+    """Cross-entropy summed over the labeled rows and divided by all rows, the unlabeled included, or by the labeled.
 
-    This is the published normalisation: `consistency` then means what it means in the papers. Relative to a
+    The first is the published normalisation: `consistency` then means what it means in the papers. Relative to a
     mean over labeled rows alone, the consistency weighs batch_size / labeled_batch_size times as much.
     """
-    return F.cross_entropy(logits, labels, ignore_index=NO_LABEL, reduction="sum") / len(labels)
+    total = F.cross_entropy(logits, labels, ignore_index=NO_LABEL, reduction="sum")
+    return total / (len(labels) if over == "batch" else (labels != NO_LABEL).sum().clamp(min=1))
+
+
+def heads_of(output: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The class logits and the consistency logits of a network's output, which are the same where it has one head."""
+    return output if isinstance(output, tuple) else (output, output)

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from .method import Losses, Method, class_loss
+from .method import Method, Objective, class_loss, heads_of
 
 
 class Supervised(Method):
@@ -15,5 +15,7 @@ class Supervised(Method):
     uses_unlabeled = False
     views = 1
 
-    def losses(self, views: list[Tensor], labels: Tensor, step: int) -> Losses:
-        return {"class_loss": class_loss(self.student(views[0]), labels)}
+    def objective(self, views: list[Tensor], labels: Tensor, step: int) -> Objective:
+        logits, _ = heads_of(self.student(views[0]))
+        loss = class_loss(logits, labels, self.config.class_loss_over)
+        return Objective(loss, {"class_loss": loss.detach()})

@@ -1,19 +1,24 @@
 """A small convolutional network for images of about 8 x 8 pixels."""
 
-from torch import Tensor, nn
+from functools import partial
+
+from torch import nn
+
+from .network import Network
 
 
-class ConvNet(nn.Module):
-    """Two blocks of two 3 x 3 convolutions with a max-pooling between, average pooling, one linear layer.
+class ConvNet(Network):
+    """Two blocks of two 3 x 3 convolutions with a max-pooling between, average pooling, linear heads.
 
     The shape of the paper's 13-layer network (1703.01780, table 5), cut to images that halve only once. Maps
-    [rows, 1, height, width] to logits [rows, classes].
+    [rows, channels, height, width] to logits [rows, classes].
     """
 
-    def __init__(self, classes: int, *, width: int, dropout: float) -> None:
-        super().__init__()
-        self.features = nn.Sequential(
-            *_convolution(1, width),
+    def __init__(
+        self, classes: int, *, channels: int = 1, heads: int = 1, width: int, dropout: float
+    ) -> None:
+        features = nn.Sequential(
+            *_convolution(channels, width),
             *_convolution(width, width),
             nn.MaxPool2d(2),
             nn.Dropout(dropout),
@@ -23,10 +28,7 @@ class ConvNet(nn.Module):
             nn.Flatten(),
             nn.Dropout(dropout),
         )
-        self.classifier = nn.Linear(2 * width, classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.classifier(self.features(images))
+        super().__init__(features, partial(nn.Linear, 2 * width, classes), heads)
 
 
 def _convolution(channels: int, filters: int) -> list[nn.Module]:

@@ -1,0 +1,128 @@
+"""`mtkernels train`: settings from a preset, then a TOML file, then flags."""
+
+import argparse
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib
+
+from ..cli import INTERRUPTED
+from ..config import Config, SettingError, suggestion
+from ..presets import PRESETS
+from ..run import prepare, run
+
+_REFERENCE = {
+    "digits": "digits",
+    "imagenet": "reference-imagenet",
+}  # where no preset is named; by the dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train one model, and write its run folder. The preset's settings come first, then the file's, then the flags'."""
+
+    preset: str = "digits"
+    """Named settings (`mtkernels presets` lists them); when not given, the published defaults for the dataset."""
+    config_file: Path | None = None
+    """TOML file of settings, as --print-config writes it."""
+    print_config: bool = False
+    """Print the settings as TOML, and do nothing."""
+    dry_run: bool = False
+    """Read the data, build the networks, say what would be trained; write nothing."""
+    config: tyro.conf.FlagConversionOff[tyro.conf.OmitArgPrefixes[Config]]
+
+
+def defaults(argv: Sequence[str]) -> Train:
+    """What the flags of `argv` start from."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in ("preset", "config-file", "dataset"):
+        early.add_argument(f"--{name}")
+    found = argparse.Namespace(preset=None, config_file=None, dataset=None)
+    with contextlib.suppress(argparse.ArgumentError):  # tyro will say what is wrong with it
+        found = early.parse_known_args(argv)[0]
+    settings = read_settings(Path(found.config_file)) if found.config_file else {}
+    dataset = found.dataset or settings.get("dataset", "digits")
+    preset = found.preset or settings.pop("preset", None) or _REFERENCE.get(dataset, "reference")
+    settings.pop("preset", None)
+    if preset not in PRESETS:
+        raise SettingError(
+            f"preset must be one that `mtkernels presets` lists, got {preset!r}{suggestion(preset, PRESETS)}"
+        )
+    base = PRESETS[preset].config.as_dict()
+    for given, other in (("epochs", "steps"), ("steps", "epochs")):
+        if given in settings and other not in settings:
+            settings[other] = None
+    file = Path(found.config_file) if found.config_file else None
+    return Train(preset=preset, config_file=file, config=Config.from_dict(base | settings))
+
+
+def read_settings(path: Path) -> dict[str, object]:
+    """The settings of a TOML file."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise SettingError(f"config_file {path} cannot be read: {error}") from error
+
+
+def as_toml(config: Config) -> str:
+    """The settings as TOML, which has no None: what is None is left out."""
+    return "".join(
+        f"{name} = {_toml(value)}\n" for name, value in config.as_dict().items() if value is not None
+    )
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return f"[{', '.join(map(_toml, value))}]" if isinstance(value, list) else repr(value)
+
+
+def train(command: Train) -> int:
+    """Do it, and return the exit code."""
+    if command.print_config:
+        command.config.validate()
+        print(as_toml(command.config), end="")
+        return 0
+    if command.dry_run:
+        return dry_run(command.config)
+    return train_one(command.config)
+
+
+def dry_run(config: Config) -> int:
+    """Say what would be trained."""
+    data, batches, method = prepare(config)
+    weights = sum(weight.numel() for weight in method.student.parameters())
+    pool, labeled = len(data.pool), len(data.labeled)
+    print(
+        f"{config.dataset}: {pool:,} training images, {labeled:,} of them labeled, {data.classes} classes;",
+        end=" ",
+    )
+    print(f"errors on {len(data.evaluation):,} {config.eval_split} images")
+    print(f"{config.arch}: {weights:,} weights, {config.heads} head{'s' * (config.heads > 1)}")
+    timeline = method.timeline
+    epochs = timeline.steps / batches.steps_per_epoch
+    print(
+        f"{config.method}: {timeline.steps:,} steps, {epochs:,.1f} epochs of {batches.steps_per_epoch:,} steps"
+    )
+    return 0
+
+
+def train_one(config: Config) -> int:
+    """Train, say how it ended, and return the exit code."""
+    folder, summary = run(config)
+    end = "stopped at step" if summary["interrupted"] else "finished step"
+    errors = [f"{role} {summary[f'{role}_error']:.2f}%" for role in ("student", "teacher")]
+    print(
+        f"{end} {summary['steps_done']} after {summary['seconds']:.0f} s,"
+        f" error on {config.eval_split} images: {', '.join(errors)}; all in {folder}"
+    )
+    return INTERRUPTED if summary["interrupted"] else 0

@@ -1,0 +1,48 @@
+"""The images that errors are measured on, in batches, as networks get them."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..config import Config
+from .dataset import Dataset
+from .stream import EvalBatches
+from .views import Pixels
+
+_ROWS = 1000  # of a batch in memory
+_STREAMED_ROWS = 100
+
+
+class Evaluation:
+    """Iterates over (pixels, labels), always the same, not augmented; of files, those that are broken are left out."""
+
+    def __init__(self, config: Config, data: Dataset) -> None:
+        self.images, self.labels = data.evaluation.images, data.evaluation.labels
+        self.pixels = Pixels(data.raw, config)
+        self.batches: EvalBatches | None = None
+        if not isinstance(self.images, Tensor):
+            self.batches = EvalBatches(
+                self.images,
+                self.labels,
+                size=224 if config.image_size is None else config.image_size,
+                batch_size=_STREAMED_ROWS,
+                workers=config.workers,
+                pin=self.device.type == "cuda",
+                quarantine=data.quarantine,
+            )
+
+    @property
+    def device(self) -> torch.device:
+        return self.labels.device
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        if self.batches is not None:
+            for images, labels in self.batches:
+                yield self.pixels(images.to(self.device)), labels.to(self.device)
+            return
+        for images, labels in zip(self.images.split(_ROWS), self.labels.split(_ROWS), strict=True):
+            yield self.pixels(images), labels

@@ -1,0 +1,166 @@
+"""What the networks see of a batch: augmented views for training, plain pixels for evaluation."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+import mtkernels
+
+from ..config import Config, SettingError
+from ..seeds import generator
+from .augment import Augment
+from .dataset import Dataset
+from .policies import Parameters, Policy, ResizedCrop, TranslateFlip
+from .raw import RawData
+from .sampler import Draw
+
+_FLAT = 1e-8  # added to an image's variance: one of a single colour has none
+
+
+class Pixels:
+    """Stored pixels as networks get them: from 0 to 1, or less the mean and over the deviation of channel or image.
+
+    Whitened images are that already.
+    """
+
+    def __init__(self, raw: RawData, config: Config) -> None:
+        self.levels = raw.levels
+        self.by_image, self.by_channel = config.normalize == "image", config.normalize == "channels"
+        self.mean, self.std = (raw.mean, raw.std) if self.by_channel else ((0.0,), (1.0,))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Of uint8 or float32 images [rows, channels, height, width]: float32."""
+        if images.is_floating_point():
+            return images
+        pixels = images.float() / self.levels
+        if self.by_image:
+            mean, inverse = image_statistics(images, self.levels)
+            return (pixels - mean.view(-1, 1, 1, 1)) * inverse.view(-1, 1, 1, 1)
+        if not self.by_channel:
+            return pixels
+        mean, std = (
+            torch.tensor(numbers, device=pixels.device).view(-1, 1, 1) for numbers in (self.mean, self.std)
+        )
+        return (pixels - mean) / std
+
+    def means(self, images: Tensor) -> Tensor:
+        """Mean of each channel [rows, channels], on the scale 0 to 1."""
+        return images.float().mean((2, 3)) / self.levels
+
+    def options(self, images: Tensor, index: Tensor | None, views: int) -> dict[str, object]:
+        """The same for `mtkernels.augment` on rows `index` of stored images, or on all, for so many views."""
+        if images.is_floating_point():
+            return {}
+        scale = self.levels / 255  # the op's pixels are v / 255
+        if not self.by_image:
+            return {"mean": tuple(m * scale for m in self.mean), "std": tuple(s * scale for s in self.std)}
+        mean, inverse = image_statistics(images if index is None else images[index], self.levels)
+        channels = images.shape[1]
+        color = torch.zeros(len(mean), channels, channels + 1, device=images.device)
+        color[:, range(channels), range(channels)] = (inverse / scale)[:, None]
+        color[:, :, channels] = -(mean * inverse)[:, None]
+        return {"color": color.repeat(views, 1, 1, 1), "clamp": False}
+
+
+def image_statistics(images: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    """Mean and inverse deviation of each of uint8 images over all its pixels and channels, on the scale 0 to 1."""
+    flat = images.flatten(1).float() / levels
+    return flat.mean(1), (flat.var(1, unbiased=False) + _FLAT).rsqrt()
+
+
+def make_policy(config: Config) -> Policy:
+    """What draws the parameters of `mtkernels.augment`."""
+    if config.augment == "imagenet":
+        size = 224 if config.image_size is None else config.image_size
+        return ResizedCrop(
+            size=size, flip=config.flip, rotate=config.rotate, jitter=config.jitter, border=config.border
+        )
+    return TranslateFlip(
+        translate=config.translate, flip=config.flip, shared_flip=config.shared_flip, border=config.border
+    )
+
+
+class Views:
+    """Augmented views of images that are in memory: a function of the draw and, for noise and `affine`, of the step."""
+
+    def __init__(self, config: Config, data: Dataset, count: int) -> None:
+        self.config, self.count, self.images = config, count, data.pool.images
+        self.pixels = Pixels(data.raw, config)
+        amounts = ("rotate", "zoom", "shear", "shift", "warp", "noise")
+        self.affine = Augment(**{name: getattr(config, name) for name in amounts})
+        self.policy = make_policy(config) if config.augment in ("translate", "imagenet") else None
+
+    def __call__(self, draw: Draw, step: int) -> list[Tensor]:
+        """`count` views [rows, channels, height, width] of the images of a batch."""
+        seed = self.config.seed
+        if self.policy is not None:
+            means = self.pixels.means(self.images[draw.index]) if _needs_means(self.policy) else None
+            size = tuple(self.images.shape[-2:])
+            parameters = self.policy.parameters(
+                draw.index, draw.passes, seed=seed, views=self.count, size=size, means=means
+            )
+            views = augmented(self.images, draw.index, self.policy, self.pixels, parameters)
+            return with_noise(list(views), self.config, step)
+        pixels = self.pixels(self.images[draw.index])
+        if self.config.augment == "affine":
+            return [self.affine(pixels, seed=seed, step=step, view=view) for view in range(self.count)]
+        return with_noise([pixels] * self.count, self.config, step)
+
+
+class StreamViews:
+    """Views of images of several sizes, in worker processes; the same as `Views` would make."""
+
+    def __init__(self, config: Config, data: Dataset, count: int) -> None:
+        if config.augment not in ("translate", "imagenet"):
+            raise SettingError(
+                f"augment must be imagenet or translate for images that stay on disk, got {config.augment!r}"
+            )
+        self.seed, self.count = config.seed, count
+        self.pixels, self.policy = Pixels(data.raw, config), make_policy(config)
+        self.size = 224 if config.image_size is None else config.image_size
+
+    def __call__(self, images: Sequence[Tensor], samples: Sequence[int], epochs: Sequence[int]) -> Tensor:
+        """Of images, each [1, 3, height, width]: [count, images, 3, size, size]."""
+        size = tuple(torch.tensor([image.shape[axis] for image in images]) for axis in (2, 3))
+        draw = Draw(torch.tensor(samples), torch.tensor(epochs), 0)
+        means = (
+            torch.cat([self.pixels.means(image) for image in images]) if _needs_means(self.policy) else None
+        )
+        parameters = self.policy.parameters(
+            draw.index, draw.passes, seed=self.seed, views=self.count, size=size, means=means
+        )
+        views = [
+            augmented(image, None, self.policy, self.pixels, parameters.row(row))
+            for row, image in enumerate(images)
+        ]
+        return torch.cat(views, 1)
+
+
+def _needs_means(policy: Policy) -> bool:
+    """Contrast turns about an image's own mean."""
+    return isinstance(policy, ResizedCrop) and any(policy.jitter)
+
+
+def augmented(
+    images: Tensor, index: Tensor | None, policy: Policy, pixels: Pixels, parameters: Parameters
+) -> Tensor:
+    """Views [count, rows, channels, height, width] of images[index], or of all of them, in one launch."""
+    options = pixels.options(images, index, len(parameters.geometry))
+    if parameters.color is not None:
+        options["color"] = parameters.color
+    return mtkernels.augment(
+        images, index, parameters.geometry, size=policy.out_size, border=policy.border, **options
+    )
+
+
+def with_noise(views: list[Tensor], config: Config, step: int) -> list[Tensor]:
+    """Gaussian noise on each view by itself."""
+    if not config.noise:
+        return views
+    noisy = []
+    for number, view in enumerate(views):
+        draw = generator(view.device, config.seed, "noise", step, number)
+        noise = torch.randn(view.shape, generator=draw, device=view.device, dtype=view.dtype)
+        noisy.append(view + config.noise * noise)
+    return noisy
