@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(wildcard csrc/*)
 SANITIZED := $(addprefix tests/test_,ema_update.py ema_errors.py ema_module_errors.py ema_hypothesis.py ema_precision.py \
   ema_options.py ema_library.py weight_ema.py weight_ema_state.py schedules.py slots.py overlap.py errors.py loss_errors.py \
-  mean_teacher_loss.py multi_tensor_dot.py temporal_ensemble.py sharpen.py)
+  mean_teacher_loss.py multi_tensor_dot.py temporal_ensemble.py sharpen.py augment.py augment_errors.py)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
 # A machine without a GPU needs no CUDA kernels, even where it has a compiler for them (which takes ten minutes).

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bench import models
 from mtkernels.backends import reference
 from mtkernels.testing import OPS, Shapes
+from mtkernels.testing._augment import BENCH_OPTIONS
 
 DECAY = 0.9999  # the teacher stays far from its student for all of a run: no number on the way is special
 SAMPLE, PART = (
@@ -23,9 +24,10 @@ POOL = 1_000_003  # random numbers that fill a module: prime, so that no two ten
 # Of the largest output. Losses sum up to 4 M terms: torch's own are off by up to 300 roundings at 64 x 65536.
 LOSSES = [name for name in OPS if name.startswith("softmax_") or name in ("logit_mse", "mean_teacher_loss")]
 ROUNDINGS = dict.fromkeys(LOSSES, 512)
-OTHERS = ("multi_tensor_dot", "temporal_ensemble_", "sharpen")
+OTHERS = ("multi_tensor_dot", "temporal_ensemble_", "sharpen", "augment")
+CONSTANTS = ("sharpen", "augment")  # ops without a gradient
 EMA_ROUNDINGS = 8
-ENSEMBLE_ROUNDINGS = 512  # as the losses
+OTHER_ROUNDINGS = {"temporal_ensemble_": 512, "augment": 512}  # as the losses; places are rounded, too
 
 
 @dataclass
@@ -38,6 +40,7 @@ class Workload:
     averages: list[nn.Module] = field(default_factory=list)  # modules that hold the teachers, one an average
     student: nn.Module | None = None
     dim: int = -1  # of a loss's classes
+    options: dict = field(default_factory=dict)  # of the op
 
     @property
     def is_module(self) -> bool:
@@ -92,23 +95,28 @@ class Case:
             *teachers, student = self._modules() if self.shared else deepcopy(self._modules())
             return Workload(_flat(teachers), tensors_of(student), self.copied, teachers, student)
         first, second = ([tensor.clone() for tensor in tensors] for tensors in self.inputs)
-        return Workload(
-            second, [tensor.requires_grad_(self.op != "sharpen") for tensor in first], dim=self.dim
-        )
+        learning = self.op not in CONSTANTS
+        students = [tensor.requires_grad_(learning) for tensor in first]
+        return Workload(second, students, dim=self.dim, options=self.options)
 
     @property
     def dim(self) -> int:
         """Of a loss's classes: in a dense map after the images."""
         return 1 if self.shapes and len(self.shapes[0]) > 2 else -1
 
+    @property
+    def options(self) -> dict:
+        """Of an op of OTHERS."""
+        return {"multi_tensor_dot": {"with_norms": True}, "augment": BENCH_OPTIONS.get(self.name, {})}.get(
+            self.op, {}
+        )
+
     def call(self, backend, inputs, copied: int) -> list[Tensor]:
         """The op on lists, as the tests call it."""
         if self.op in ROUNDINGS:
             return OPS[self.op].call(backend, inputs, dim=self.dim)
         if self.op in OTHERS:
-            return OPS[self.op].call(
-                backend, inputs, **({"with_norms": True} if self.op == "multi_tensor_dot" else {})
-            )
+            return OPS[self.op].call(backend, inputs, **self.options)
         return OPS["ema_update"].call(backend, inputs, decay=decays(self.averages), copied=copied)
 
     def truths(self) -> tuple[list[Tensor], list[Tensor]]:
@@ -137,6 +145,9 @@ class Case:
             if self.op == "mean_teacher_loss":
                 return 5 * first[0].nbytes  # two heads, the teacher's one, two gradients
             return (4 if self.op == "logit_mse" else 3) * first[0].nbytes  # both logits, and the gradients
+        if self.op == "augment":  # the rows' images, and four bytes for each number of their views
+            (_, channels, height, width), (views, rows), size = self.shapes
+            return rows * channels * (height * width + 4 * views * math.prod(size))
         if self.op == "multi_tensor_dot":
             return sum(tensor.nbytes for tensor in (*first, *second))
         if (
@@ -148,6 +159,8 @@ class Case:
 
     def resident_bytes(self) -> int:
         """What a candidate keeps touching: in cache from one call to the next where it fits."""
+        if self.op == "augment":
+            return self.floor_bytes()
         extra = self.inputs[0][0].nbytes if self.op in ROUNDINGS else 0
         return extra + sum(t.nbytes for tensors in self.inputs for t in tensors)
 
@@ -249,8 +262,7 @@ def disagreement(case: Case, outputs: list[Tensor | None]) -> str | None:
     wanted = len(truths) if places is None else len(case.inputs[0])
     if len(outputs) != wanted:
         return f"gives {len(outputs)} outputs, not {wanted}"
-    others = ENSEMBLE_ROUNDINGS if case.op == "temporal_ensemble_" else EMA_ROUNDINGS
-    slack = ROUNDINGS.get(case.op, others) / 2
+    slack = ROUNDINGS.get(case.op, OTHER_ROUNDINGS.get(case.op, EMA_ROUNDINGS)) / 2
     for index, truth, yardstick in zip(places or range(wanted), truths, yardsticks, strict=True):
         output = outputs[index]
         if output is None:

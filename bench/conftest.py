@@ -33,7 +33,18 @@ class Measured(NamedTuple):
 GROUPS = pytest.StashKey[dict[str, Measured]]()
 FACTS = pytest.StashKey[dict]()
 STARTED = pytest.StashKey[tuple[float, float]]()
-DISTRIBUTIONS = ("torch", "triton", "ema-pytorch", "torch-ema", "timm", "diffusers", "liger-kernel", "numpy")
+DISTRIBUTIONS = (
+    "torch",
+    "triton",
+    "ema-pytorch",
+    "torch-ema",
+    "timm",
+    "diffusers",
+    "liger-kernel",
+    "kornia",
+    "pillow",
+    "numpy",
+)
 
 
 def pytest_addoption(parser):

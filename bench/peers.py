@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import mtkernels
-from bench import objective, targets
+from bench import augmentations, objective, targets
 from bench.cases import DECAY, LOSSES, Case, Workload, tensors_of
 from bench.objective import Candidate, Factory
 from mtkernels import _C
@@ -327,7 +327,7 @@ PEERS: dict[str, dict[str, Factory]] = {
         "torch.compile": _compiled(objective.eager, objective.step_of),
     },
 }
-PEERS |= targets.PEERS
+PEERS |= targets.PEERS | augmentations.PEERS
 PEERS["softmax_kl"]["Liger"] = _cuda_only(_loss(_liger_kl, "log_softmax and softmax by torch"))
 PEERS["softmax_js"]["Liger"] = _cuda_only(_loss(_liger_js, "log_softmax by torch"))
 
@@ -345,6 +345,7 @@ OURS: dict[str, dict[str, Factory]] = {
     **{op: _ours(_loss(ours(op)), partial(_loss_backend, op)) for op in LOSSES if op != "mean_teacher_loss"},
     "mean_teacher_loss": _ours(objective.step_of(objective.fused), _objective_backend),
     **targets.OURS,
+    **augmentations.OURS,
 }
 
 

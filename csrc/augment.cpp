@@ -179,6 +179,11 @@ class View {
         at[i] = static_cast<int32_t>(at[i] * step);
       }
     }
+    if (last_column_ < 0) first_column_ = 0;  // the filter meets none
+    // Whole chunks, where the image has room for them.
+    const int64_t span = (last_column_ - first_column_ + kChunk) / kChunk * kChunk;
+    if (last_column_ < 0 || span > args_.width) return;
+    first_column_ = std::min(first_column_, args_.width - span), last_column_ = first_column_ + span - 1;
   }
 
   void set_packed() {

@@ -54,14 +54,30 @@ struct Normal {
   float center, scale;
 };
 
-// kFrom, kTo: strides that the compiler knows; 0: one that it does not.
+template <class S, class T>
+MTK_INLINE void normalize_one(const S* from, Normal normal, T* to) {
+  store(to, (static_cast<float>(*from) - normal.center) * normal.scale);
+}
+
+constexpr int64_t kChunk = 16;
+
+// kFrom, kTo: strides that the compiler knows; 0: one that it does not. In chunks of a known length, of which
+// the last may overlap the one before: rows of small images are little else than a remainder (of 32 pixels
+// shifted by a few: 3 times as fast).
 template <int kFrom, int kTo, class S, class T>
 MTK_INLINE void normalize_run(const S* from, int64_t from_stride, int64_t count, Normal normal, T* to,
                               int64_t to_stride) {
+  if (kFrom) from_stride = kFrom;
+  if (kTo) to_stride = kTo;
+  if (count < kChunk) {
+    for (int64_t x = 0; x < count; ++x) normalize_one(from + x * from_stride, normal, to + x * to_stride);
+    return;
+  }
+  for (int64_t begin = 0; begin < count; begin += kChunk) {
+    const int64_t x = std::min(begin, count - kChunk);
 #pragma omp simd
-  for (int64_t x = 0; x < count; ++x) {
-    const auto pixel = static_cast<float>(from[kFrom ? x * kFrom : x * from_stride]);
-    store(&to[kTo ? x * kTo : x * to_stride], (pixel - normal.center) * normal.scale);
+    for (int64_t i = x; i < x + kChunk; ++i)
+      normalize_one(from + i * from_stride, normal, to + i * to_stride);
   }
 }
 
@@ -106,7 +122,7 @@ MTK_CPU_CLONES static void copy_plane(const Image<S>& image, int64_t c, const Co
       if (copy.columns[x] < 0) {
         to[x * to_stride] = fill;
       } else {
-        normalize_run<0, 0>(row + copy.columns[x] * stride, 1, 1, normal, to + x * to_stride, 1);
+        normalize_one(row + copy.columns[x] * stride, normal, to + x * to_stride);
       }
     }
   }
@@ -120,17 +136,18 @@ struct Line {
   int64_t begin, end;
 };
 
-template <int kStride, class S>
-MTK_INLINE void add_row(const S* from, int64_t stride, float weight, int64_t begin, int64_t end, bool first,
-                        float* to) {
-  if (first) {
+// In chunks, as normalize_run.
+template <int kStride, bool kFirst, class S>
+MTK_INLINE void add_row(const S* from, int64_t stride, float weight, int64_t begin, int64_t end, float* to) {
+  const auto add = [&](int64_t x) __attribute__((always_inline)) {
+    const float term = weight * static_cast<float>(from[kStride ? x : x * stride]);
+    to[x] = kFirst ? term : to[x] + term;
+  };
+  for (; end - begin >= kChunk; begin += kChunk) {
 #pragma omp simd
-    for (int64_t x = begin; x < end; ++x) to[x] = weight * static_cast<float>(from[kStride ? x : x * stride]);
-  } else {
-#pragma omp simd
-    for (int64_t x = begin; x < end; ++x)
-      to[x] += weight * static_cast<float>(from[kStride ? x : x * stride]);
+    for (int64_t x = begin; x < begin + kChunk; ++x) add(x);
   }
+  for (; begin < end; ++begin) add(begin);
 }
 
 // to[x] = the weighted sum of the rows' elements x: of channel c, or where channels lie together of all.
@@ -144,8 +161,11 @@ MTK_CPU_CLONES static void sum_rows(const Image<S>& image, int64_t c, const Line
       outside += line.weights[j];
     } else if (line.weights[j] != 0) {
       const S* const row = image.at(c, line.rows[j], 0);
-      stride == 1 ? add_row<1>(row, 1, line.weights[j], line.begin, line.end, first, to)
-                  : add_row<0>(row, stride, line.weights[j], line.begin, line.end, first, to);
+      const float weight = line.weights[j];
+      if (stride == 1 && first) add_row<1, true>(row, 1, weight, line.begin, line.end, to);
+      if (stride == 1 && !first) add_row<1, false>(row, 1, weight, line.begin, line.end, to);
+      if (stride != 1 && first) add_row<0, true>(row, stride, weight, line.begin, line.end, to);
+      if (stride != 1 && !first) add_row<0, false>(row, stride, weight, line.begin, line.end, to);
       first = false;
     }
   }

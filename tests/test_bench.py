@@ -20,12 +20,15 @@ from bench.cases import Case, cases
 from bench.measure import peak_bytes, prepare, session
 from bench.peers import OURS, PEERS, Candidate, candidates, eager_kl
 from mtkernels.testing import OPS
+from mtkernels.testing._augment import BENCH
 
 MISSING = ("ModuleNotFoundError", "ImportError", "RuntimeError: needs a GPU")
 LOSSES = ("softmax_mse", "softmax_kl")
 
 
 def _tiny(op):
+    if op == "augment":
+        return Case(op, "tiny", "cpu", ((5, 3, 12, 12), (2, 4), (12, 12)))
     if op != "ema_update":
         return Case(op, "tiny", "cpu", ((6, 11),))
     return Case(op, "tiny", "cpu", model=partial(models.listed, ((5, 3), (7,), ())))
@@ -38,6 +41,10 @@ def _small_network():
 CASES = [_tiny(op) for op in PEERS]
 CASES += [Case("ema_update", "module", "cpu", model=_small_network)]
 CASES += [Case("ema_update", "shared module", "cpu", model=_small_network, shared=True)]
+CASES += [
+    Case("augment", name, "cpu", ((5, 3, 12, 12), (2, 4), (9, 9) if "to" in name else (12, 12)))
+    for name in BENCH
+]
 CASES += [
     replace(case, model=partial(models.listed, ((5, 3), (7,), (33, 17))), _built={})
     for case in features.cases("cpu")

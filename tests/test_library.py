@@ -207,6 +207,7 @@ FORWARD_CALLS = {
         "student",
     ),
     "sharpen": (lambda s, t: mtkernels.sharpen(s, 0.5), "probs"),
+    "augment": (lambda s, t: mtkernels.augment(s[None, None], None, torch.zeros(1, 1, 2, 3)), "images"),
 }
 
 

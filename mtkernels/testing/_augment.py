@@ -18,6 +18,7 @@ OPTIONS = (
     {"images": "hwc", "border": "symmetric"},
     {"kind": "zoom", "images": "hwc", "border": "replicate", "color": True},
     {"images": "float32", "border": "replicate", "mean": 0.0, "std": 1.0},
+    {"kind": "inside", "channels_last": True},
 )
 CASES = {
     "digits": ((3, 1, 8, 8), (2, 5), (8, 8)),
@@ -29,9 +30,15 @@ CASES = {
     "empty": ((2, 3, 4, 4), (2, 0), (4, 4)),
 }
 BENCH = {
-    "2 views of 256x3x32x32": ((50_000, 3, 32, 32), (2, 256), (32, 32)),
-    "2 views of 256x3x32x32, rotated and coloured": ((50_000, 3, 32, 32), (2, 256), (32, 32)),
-    "2 crops of 3x375x500 to 224x224": ((1, 3, 375, 500), (2, 1), (224, 224)),
+    "2x256x3x32x32": ((10_000, 3, 32, 32), (2, 256), (32, 32)),
+    "2x256x3x32x32 rotated": ((10_000, 3, 32, 32), (2, 256), (32, 32)),
+    "2x1x3x375x500 to 224": ((4, 3, 375, 500), (2, 1), (224, 224)),
+}
+_PER_CHANNEL = {"mean": (0.49, 0.48, 0.45), "std": (0.25, 0.24, 0.26)}
+BENCH_OPTIONS = {
+    "2x256x3x32x32": _PER_CHANNEL,
+    "2x256x3x32x32 rotated": {"kind": "rotate", "color": True, **_PER_CHANNEL},
+    "2x1x3x375x500 to 224": {"kind": "inside", "images": "hwc", **_PER_CHANNEL},
 }
 
 
@@ -56,7 +63,7 @@ def call(
         pixels = pixels.float() / 200
     if images == "hwc":
         pixels = pixels.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
-    geometry = _matrices(draws.float(), kind, tuple(pixels.shape[2:]), tuple(size.shape))
+    geometry = matrices(draws.float(), kind, tuple(pixels.shape[2:]), tuple(size.shape))
     views = backend.augment(
         pixels, index, geometry, tuple(size.shape), colors.float() if color else None, clamp,
         boxes if erase else None, mean, std, border, fill, draws.dtype, channels_last,
@@ -66,22 +73,25 @@ def call(
     return [views]
 
 
-def _matrices(draws: Tensor, kind: str, size: tuple[int, int], to_size: tuple[int, int]) -> Tensor:
-    """Of draws within -1..1. shift: and flip. crop: resized, from half to twice as large. rotate. zoom: to half, and
-    rotate."""
+def matrices(draws: Tensor, kind: str, size: tuple[int, int], to_size: tuple[int, int]) -> Tensor:
+    """Of draws within -1..1. shift: by up to 4 pixels, and flip. crop: from half to twice the image, and flip. inside:
+    a part of it, and flip. rotate: by any angle. zoom: the same, and 1 to 4 times smaller."""
     image, view = (torch.tensor([w, h], device=draws.device).float() - 1 for h, w in (size, to_size))
     sign, amount, shift = draws[..., 0].sign(), draws[..., 1], draws[..., 2]
-    sign = torch.where(sign == 0, 1.0, sign)
-    if kind in ("shift", "crop"):
-        scale = sign * (1.0 if kind == "shift" else (image + 1) / (view + 1) * 2**amount)
-        linear = torch.diag_embed(scale)
+    sign, room = torch.where(sign == 0, 1.0, sign), 3.0
+    if kind == "shift":
+        linear = torch.diag_embed(sign)
+    elif kind in ("crop", "inside"):
+        part = 2 ** (amount if kind == "crop" else -amount.abs())
+        linear = torch.diag_embed(sign * part * (image + 1) / (view + 1))
+        room = 3.0 if kind == "crop" else (1 - part) * (image + 1) / 2
     else:
         cos, sin = (math.pi * amount[..., 0]).cos(), (math.pi * amount[..., 0]).sin()
         linear = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
         if kind == "zoom":
             linear = linear @ torch.diag_embed(2 ** (1 + draws[..., 0]))
     middle = (image - (linear @ view.unsqueeze(-1)).squeeze(-1)) / 2
-    offset = (middle + 4 * shift).round() if kind == "shift" else middle + 3 * shift
+    offset = (middle + 4 * shift).round() if kind == "shift" else middle + room * shift
     return torch.cat([linear, offset.unsqueeze(-1)], -1).contiguous()
 
 

@@ -39,10 +39,10 @@ def _tap(first, step, place, half_width, size, BORDER: tl.constexpr):
 
 
 @triton.jit
-def _axis(matrix, right, down):
+def _axis(matrix, last_x, last_y):
     """A matrix's row, its filter's half-width, and whether both can be used."""
     along_x, along_y, shift = tl.load(matrix), tl.load(matrix + 1), tl.load(matrix + 2)
-    far = tl.abs(along_x) * right + tl.abs(along_y) * down + tl.abs(shift)
+    far = tl.abs(along_x) * last_x + tl.abs(along_y) * last_y + tl.abs(shift)
     width = tl.sqrt(along_x * along_x + along_y * along_y)
     return along_x, along_y, shift, width, (far <= _FARTHEST) & (width <= _WIDEST)
 
@@ -99,14 +99,15 @@ def _augment_kernel(
     row = (item // views).to(tl.int64)
     at = (item % views).to(tl.int64) * rows + row
     sample = row if index is None else tl.load(index + row * index_stride).to(tl.int64)
-    right, down = view_size[1] - 1.0, view_size[0] - 1.0
-    m00, m01, m02, width_x, sound_x = _axis(geometry + at * 6, right, down)
-    m10, m11, m12, width_y, sound_y = _axis(geometry + at * 6 + 3, right, down)
+    last_x, last_y = view_size[1] - 1.0, view_size[0] - 1.0
+    m00, m01, m02, width_x, sound_x = _axis(geometry + at * 6, last_x, last_y)
+    m10, m11, m12, width_y, sound_y = _axis(geometry + at * 6 + 3, last_x, last_y)
     sound = sound_x & sound_y & (sample >= 0) & (sample < samples)
     half_x = tl.where(sound & (width_x >= _PLAIN), width_x, 1.0)
     half_y = tl.where(sound & (width_y >= _PLAIN), width_y, 1.0)
     sample = tl.where(sound, sample, 0)
-    sound = tl.full([1], 1, tl.int32) * sound.to(tl.int32) == 1  # the interpreter cannot widen a lone truth value
+    # The interpreter cannot widen a lone truth value.
+    sound = tl.full([1], 1, tl.int32) * sound.to(tl.int32) == 1
 
     pixel = tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK)
     pixels = view_size[0] * view_size[1]
@@ -143,8 +144,13 @@ def _augment_kernel(
         boxed = (y >= top) & (y < below) & (x >= left) & (x < beside)
         written = tl.where(boxed[None, :], _by_channel(erased, channel), written)
     written = tl.where(sound, written, float("nan"))
-    to = view + at * C * pixels
-    to += pixel[None, :].to(tl.int64) * C + channel if CHANNELS_LAST else channel.to(tl.int64) * pixels + pixel[None, :]
+    pixel_at = pixel[None, :].to(tl.int64)
+    channel_at = channel.to(tl.int64)
+    to = (
+        view
+        + at * C * pixels
+        + (pixel_at * C + channel_at if CHANNELS_LAST else channel_at * pixels + pixel_at)
+    )
     tl.store(to, narrowed(written, view.dtype.element_ty), mask=(pixel < pixels)[None, :] & (channel < C))
 
 
