@@ -59,7 +59,7 @@ def make_method(config: Config, data: Dataset, batches: Batches) -> Method:
 
 def _network(config: Config, data: Dataset, purpose: Purpose, batches: Batches) -> nn.Module:
     torch.manual_seed(stream_seed(config.seed, purpose))
-    model = build_model(config, classes=data.classes, channels=data.channels).to(data.pool.labels.device)
+    model = build_model(config, classes=data.classes, channels=data.channels).to(data.device)
     if hasattr(model, "initialize"):  # weight norm's scales, from the first minibatch
         with make_feed(config, data, batches, 1) as feed:
             model.initialize(feed.batch(0)[0][0])

@@ -28,7 +28,7 @@ def run(config: Config, *, command: Sequence[str] | None = None) -> tuple[Path, 
     folder = make_folder(config)
     describe_data(folder, data)
     write_json(folder / "config.json", config.as_dict())
-    write_json(folder / "environment.json", environment(data.pool.labels.device, command))
+    write_json(folder / "environment.json", environment(data.device, command))
     records: list[Record] = []
     started = time.perf_counter()
     with (

@@ -19,6 +19,8 @@ from .whiten import Whitener, Whitening, whiten
 
 _CHUNK = 4096  # images resized at once
 
+_CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -26,12 +28,13 @@ class Dataset:
 
     pool: ImageSet  # its labels are what training sees: NO_LABEL where unlabeled
     hidden_labels: (
-        Tensor  # [pool] int64, all labels that the files have: to validate settings with, never to train on
+        Tensor  # [pool] int64 on the CPU, all that the files have: to validate with, never to train on
     )
     evaluation: ImageSet
     raw: Facts  # of what it was made of: names of the classes, channels' statistics
     quarantine: Quarantine  # broken files
     whitening: Whitener | None = None  # what made the images float32
+    device: torch.device = _CPU  # where the networks are
 
     @property
     def classes(self) -> int:
@@ -52,12 +55,9 @@ class Dataset:
         return (self.pool.labels == NO_LABEL).nonzero().flatten()
 
     def to(self, device: torch.device) -> "Dataset":
-        """The same dataset with its tensors on `device`; images that are files stay."""
+        """The same dataset for networks on `device`: images in memory go there, with their labels."""
         return replace(
-            self,
-            pool=_moved(self.pool, device),
-            evaluation=_moved(self.evaluation, device),
-            hidden_labels=self.hidden_labels.to(device),
+            self, pool=_moved(self.pool, device), evaluation=_moved(self.evaluation, device), device=device
         )
 
 
@@ -152,5 +152,6 @@ def _whitened(raw: RawData, config: Config) -> tuple[RawData, Whitener | None]:
 
 
 def _moved(images: ImageSet, device: torch.device) -> ImageSet:
-    pixels = images.images.to(device) if isinstance(images.images, Tensor) else images.images
-    return replace(images, images=pixels, labels=images.labels.to(device))
+    if not isinstance(images.images, Tensor):
+        return images  # batches are drawn where files are read: no step waits for the device to draw the next
+    return replace(images, images=images.images.to(device), labels=images.labels.to(device))

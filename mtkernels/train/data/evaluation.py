@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from ..config import Config
@@ -19,7 +18,7 @@ class Evaluation:
 
     def __init__(self, config: Config, data: Dataset) -> None:
         self.images, self.labels = data.evaluation.images, data.evaluation.labels
-        self.classes = data.classes
+        self.classes, self.device = data.classes, data.device
         self.pixels = Pixels(data.raw, config)
         self.batches: EvalBatches | None = None
         if not isinstance(self.images, Tensor):
@@ -32,10 +31,6 @@ class Evaluation:
                 pin=self.device.type == "cuda",
                 quarantine=data.quarantine,
             )
-
-    @property
-    def device(self) -> torch.device:
-        return self.labels.device
 
     def __len__(self) -> int:
         return len(self.labels)

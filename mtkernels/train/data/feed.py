@@ -59,9 +59,9 @@ class StreamFeed:
     """Views made by worker processes, which decode each image once; noise is added on the device."""
 
     def __init__(self, config: Config, data: Dataset, batches: LabeledBatches, views: int) -> None:
-        self.config, self.batches, self.device = config, batches, data.pool.labels.device
+        self.config, self.batches, self.device = config, batches, data.device
         self.next = 0
-        self.files, self.labels = data.pool.images, data.pool.labels.cpu()
+        self.files, self.labels = data.pool.images, data.pool.labels
         self.views_of = StreamViews(config, data, views)
         self.quarantine = data.quarantine
         self.loaded: StreamBatches | None = None
@@ -72,8 +72,8 @@ class StreamFeed:
             self._start(step)
         views, labels = next(self.loaded)
         self.next = step + 1
-        views, labels = (tensor.to(self.device, non_blocking=True) for tensor in (views, labels))
         labels = seen(labels, self.batches.draw(step))
+        views, labels = (tensor.to(self.device, non_blocking=True) for tensor in (views, labels))
         return Batch(with_noise(list(views), self.config, step), labels)
 
     def _start(self, step: int) -> None:
@@ -92,7 +92,7 @@ class StreamFeed:
     def _draws(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         while True:
             draw = self.batches.draw(step)
-            yield draw.index.cpu(), draw.passes.cpu()
+            yield draw.index, draw.passes
             step += 1
 
     def __enter__(self) -> "StreamFeed":

@@ -13,7 +13,7 @@ from .augment import Augment
 from .dataset import Dataset
 from .decode import resize_crop
 from .policies import Parameters, Policy, ResizedCrop, TranslateFlip
-from .raw import RawData
+from .raw import Facts
 from .sampler import Draw
 
 Statistics = tuple[Tensor, Tensor]  # mean and inverse deviation, each [images]
@@ -26,7 +26,7 @@ class Pixels:
     Whitened images are that already.
     """
 
-    def __init__(self, raw: RawData, config: Config) -> None:
+    def __init__(self, raw: Facts, config: Config) -> None:
         self.levels = raw.levels
         self.by_image, self.by_channel = config.normalize == "image", config.normalize == "channels"
         self.mean, self.std = (raw.mean, raw.std) if self.by_channel else ((0.0,), (1.0,))
