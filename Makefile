@@ -24,7 +24,7 @@ demo: $(VENV)/.train  ## 20 labels: supervised-only against Mean Teacher, on rea
 
 # Two files at a time; threads that wait must not spin then.
 test: $(VENV)/.dev  ## the tests
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: $(VENV)/.dev  ## speed against other libraries; a table, a CSV and a plot under bench/results
 	@mkdir -p bench/results/local
