@@ -73,7 +73,7 @@ def _check_units(
         if word.startswith("--") and value != "None":
             given.add(word[2:].replace("-", "_"))
     for unit, other in (("epochs", "steps"), ("steps", "epochs")):
-        if unit in given and base[unit] is None:
+        if unit in given and other not in given and base[unit] is None:
             left = [name for name in LENGTHS if base[name] and name not in given]
             if left:
                 raise SettingError(

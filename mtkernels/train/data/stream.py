@@ -49,7 +49,7 @@ class StreamBatches:
         least = default_side(size) if least is None else least
         rows = _TrainRows(files, labels.cpu().numpy(), views_of, least, self.quarantine.allowed)
         sampler = ((indices.tolist(), epochs.tolist()) for indices, epochs in batches)
-        self._loaded: Iterator[_Loaded] | None = iter(_loader(rows, sampler, workers, prefetch, pin))
+        self._loaded: Iterator[_Loaded] | None = _started(_loader(rows, sampler, workers, prefetch, pin))
 
     def __iter__(self) -> "StreamBatches":
         return self
@@ -99,7 +99,7 @@ class EvalBatches:
         self._loader = _loader(rows, sampler, workers, prefetch, pin)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for loaded in self._loader:
+        for loaded in _started(self._loader):
             images, labels = _received(loaded, self.quarantine)
             if len(labels):
                 yield images, labels
@@ -220,9 +220,20 @@ def _loader(rows: _Rows, sampler: Iterable, workers: int, prefetch: int, pin: bo
     )
 
 
+def _started(loader: DataLoader) -> Iterator[_Loaded]:
+    """Its iterator. Workers are born with Ctrl-C held back, which reaches all: the parent alone decides what follows."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        return iter(loader)
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+
+
 def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent alone decides what follows
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.excepthook = _say_unless_hung_up
 
 
