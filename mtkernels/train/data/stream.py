@@ -221,7 +221,7 @@ def _loader(rows: _Rows, sampler: Iterable, workers: int, prefetch: int, pin: bo
 
 
 def _started(loader: DataLoader) -> Iterator[_Loaded]:
-    """Its iterator. Workers are born with Ctrl-C held back, which reaches all: the parent alone decides what follows."""
+    """Its iterator. Workers are born with Ctrl-C, which reaches all, held back: the parent decides what follows."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         return iter(loader)
     held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
