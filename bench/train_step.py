@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -62,7 +63,7 @@ def measure(config: Config, steps: int) -> dict[str, list[float]]:
             mark()
             method.ema.update()
             mark()
-            for part, start, end in zip(PARTS, marks, marks[1:], strict=True):
+            for part, (start, end) in zip(PARTS, pairwise(marks), strict=True):
                 seconds[part].append(end - start)
     return {part: times[3:] for part, times in seconds.items()}
 
