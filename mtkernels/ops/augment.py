@@ -45,8 +45,8 @@ def augment(
         index: `[rows]` int64 or int32: which images, any number of times. None: all, in order. An outside one is
             refused on the CPU; on a GPU the host does not look, and the views of such a row are NaN.
         geometry: `[views, rows, 2, 3]` float32, in pixels, from the view to the image. A matrix with a number that is
-            not finite, one that makes more than 256 times smaller, or one with places 2^22 and more pixels from the
-            image's first pixel gives a view of NaN.
+            not finite, one that makes more than 256 times smaller, or one with |m00| (width - 1) + |m01| (height - 1)
+            + |m02| past 2^22, or so for y, gives a view of NaN. Places are float32.
         size: `(height, width)` of the views; the images' where None.
         color: `[views, rows, channels, channels + 1]` float32, on the scale on which uint8 pixels are 0..1.
         clamp: colours to 0..1. Without a colour nothing is clamped.
@@ -61,7 +61,7 @@ def augment(
 
     Returns:
         `[views, rows, channels, *size]`, contiguous or channels_last. A pixel that is not finite makes what its filter
-        meets so too.
+        meets so too, and where its weight is 0 may do, by backend.
 
     Raises:
         TypeError, ValueError: naming the argument.

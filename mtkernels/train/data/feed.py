@@ -72,8 +72,8 @@ class StreamFeed:
             self._start(step)
         views, labels = next(self.loaded)
         self.next = step + 1
+        views, labels = (tensor.to(self.device, non_blocking=True) for tensor in (views, labels))  # they are pinned
         labels = seen(labels, self.batches.draw(step))
-        views, labels = (tensor.to(self.device, non_blocking=True) for tensor in (views, labels))
         return Batch(with_noise(list(views), self.config, step), labels)
 
     def _start(self, step: int) -> None:

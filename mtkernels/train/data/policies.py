@@ -243,7 +243,7 @@ class CenterCrop(Policy):
             starts.append((start + 0.5) * side / resized - 0.5)
         geometry = _matrix(steps[0], 0, starts[0], 0, steps[1], starts[1]).float()
         views = batch.views if isinstance(batch.views, int) else len(batch.views)
-        return Parameters(geometry.expand(views, len(batch.samples), 2, 3))
+        return Parameters(geometry.expand(views, len(batch.samples), 2, 3).contiguous())
 
 
 @dataclass(frozen=True, kw_only=True)
