@@ -72,7 +72,9 @@ class StreamFeed:
             self._start(step)
         views, labels = next(self.loaded)
         self.next = step + 1
-        views, labels = (tensor.to(self.device, non_blocking=True) for tensor in (views, labels))  # they are pinned
+        views, labels = (
+            tensor.to(self.device, non_blocking=True) for tensor in (views, labels)
+        )  # they are pinned
         labels = seen(labels, self.batches.draw(step))
         return Batch(with_noise(list(views), self.config, step), labels)
 
