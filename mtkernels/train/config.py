@@ -255,11 +255,8 @@ class Config:
 def _read(name: str, kind: object, value: object) -> object:
     """A value from JSON or TOML as the field's type has it. TOML has no None: there it is the word none."""
     kinds = get_args(kind) if isinstance(kind, UnionType) or get_origin(kind) is Union else (kind,)
-    if value is None or value == "none":
-        if type(None) in kinds:
-            return None
-        if value is None or str not in kinds:
-            kinds = [each for each in kinds if get_origin(each) is Literal and value in get_args(each)]
+    if type(None) in kinds and value in (None, "none"):
+        return None
     for each in kinds:
         if get_origin(each) is Literal and value in get_args(each):
             return value

@@ -27,9 +27,8 @@ class Dataset:
     """A training pool of which some images are labeled, and the images that errors are measured on."""
 
     pool: ImageSet  # its labels are what training sees: NO_LABEL where unlabeled
-    hidden_labels: (
-        Tensor  # [pool] int64 on the CPU, all that the files have: to validate with, never to train on
-    )
+    # [pool] int64 on the CPU, all that the files have: to validate with, never to train on.
+    hidden_labels: Tensor
     evaluation: ImageSet
     raw: Facts  # of what it was made of: names of the classes, channels' statistics
     quarantine: Quarantine  # broken files

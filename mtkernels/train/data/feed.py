@@ -72,9 +72,8 @@ class StreamFeed:
             self._start(step)
         views, labels = next(self.loaded)
         self.next = step + 1
-        views, labels = (
-            tensor.to(self.device, non_blocking=True) for tensor in (views, labels)
-        )  # they are pinned
+        # Both are pinned: moved before anything makes them anew.
+        views, labels = (tensor.to(self.device, non_blocking=True) for tensor in (views, labels))
         labels = seen(labels, self.batches.draw(step))
         return Batch(with_noise(list(views), self.config, step), labels)
 

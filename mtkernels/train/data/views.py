@@ -1,6 +1,7 @@
 """What the networks see of a batch: augmented views for training, plain pixels for evaluation."""
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -41,9 +42,8 @@ class Pixels:
             return (pixels - mean.view(-1, 1, 1, 1)) * inverse.view(-1, 1, 1, 1)
         if not self.by_channel:
             return pixels
-        channels = zip(
-            pixels.unbind(1), self.mean, self.std, strict=True
-        )  # numbers: nothing is sent to a GPU
+        # With numbers, not tensors of them, nothing is sent to a GPU.
+        channels = zip(pixels.unbind(1), self.mean, self.std, strict=True)
         return torch.stack([(channel - mean) / std for channel, mean, std in channels], 1)
 
     def means(self, images: Tensor) -> Tensor:
@@ -114,7 +114,11 @@ class Views:
         amounts = ("rotate", "zoom", "shear", "shift", "warp", "noise")
         self.affine = Augment(**{name: getattr(config, name) for name in amounts})
         self.policy = make_policy(config, data) if config.augment in ("translate", "imagenet") else None
-        self.statistics = self.pixels.statistics(self.images) if self.policy is not None else None
+
+    @cached_property
+    def statistics(self) -> Statistics | None:
+        """Of all images, where batches need them; seconds for half a million, so not before there is a batch."""
+        return self.pixels.statistics(self.images)
 
     def __call__(self, draw: Draw, step: int) -> list[Tensor]:
         """`count` views [rows, channels, height, width] of the images of a batch."""
