@@ -11,18 +11,35 @@
 
 namespace mtk {
 
-// What a row is worked out from, once its sums are known. p - q = (e0 * ratio - e1) / z1: exactly 0 for equal
-// sides. The ratio is kept in two parts: its rounding would be the same for a whole row and not average out.
+// A quotient that is a constant of a row, in two parts: its rounding would be the same for every class and
+// not average out.
+template <class Acc>
+struct Quotient {
+  Acc high = 0, low = 0;
+
+  __device__ void set(double over, double under) {
+    const double exact = over / under;
+    high = static_cast<Acc>(exact);
+    const double rest =
+        sizeof(Acc) == 8 ? fma(-exact, under, over) / under : exact - static_cast<double>(high);
+    low = rest - rest == 0 ? static_cast<Acc>(rest) : Acc(0);
+  }
+  // x - quotient - y
+  __device__ Acc subtracted(Acc x, Acc y) const { return ((x - high) - y) - low; }
+};
+
+// What a row is worked out from, once its sums are known. z1 (p - q) = e0 * ratio - e1: exactly 0 for equal
+// sides.
 template <class Acc>
 struct Sides {
-  Acc ratio = 0, ratio_low = 0, inverse[2] = {0, 0};
+  Quotient<Acc> ratio;
+  Acc inverse[2] = {0, 0};
 
   __device__ void set(double z0, double z1) {
-    const double exact = z1 / z0;
-    ratio = static_cast<Acc>(exact), ratio_low = static_cast<Acc>(exact - static_cast<double>(ratio));
+    ratio.set(z1, z0);
     inverse[0] = static_cast<Acc>(1 / z0), inverse[1] = static_cast<Acc>(1 / z1);
   }
-  __device__ Acc difference(Acc e0, Acc e1) const { return (e0 * ratio - e1) + e0 * ratio_low; }
+  __device__ Acc difference(Acc e0, Acc e1) const { return (e0 * ratio.high - e1) + e0 * ratio.low; }
   __device__ Acc difference(const Class<Acc, 2>& c) const { return difference(c.e[0], c.e[1]); }
 };
 
@@ -41,20 +58,6 @@ struct Cross {
   __device__ static void recenter(const double* z, const double* down, const double* factor, double& sum) {
     sum = factor[kOf] != 0 ? factor[kOf] * (z[kOf] != 0 ? sum - z[kOf] * of(down) : sum) : 0.0;
   }
-};
-
-// A constant of a row that is subtracted class by class, in two parts: its rounding would be the same for
-// all.
-template <class Acc>
-struct Mean {
-  Acc high, low;
-
-  __device__ void set(double exact) {
-    high = static_cast<Acc>(exact);
-    low = exact - exact == 0 ? static_cast<Acc>(exact - static_cast<double>(high)) : Acc(0);
-  }
-  // x - mean - y
-  __device__ Acc subtracted(Acc x, Acc y) const { return ((x - high) - y) - low; }
 };
 
 // What a row's gradients are multiplied by; with 0 they are 0, whatever the loss gives.

@@ -40,7 +40,8 @@ struct ObjectiveRow {
   int label = kNoClass;
   Acc own[2] = {0, 0};  // the label's logits
   Sides<Acc> sides;     // of kHead and the teacher
-  Acc inverse_class = 0, lead = 0, along = 0;
+  Acc inverse_class = 0, lead = 0;
+  Quotient<Acc> along;  // mean of z1 (p - q) along the probabilities of kHead
   Acc by_class = 0, by_consistency = 0, by_distance = 0;  // what gradients are multiplied by
 
   __device__ ObjectiveRow(const MeanTeacherLoss& args, const Logits<Acc, kSides>& logits, int64_t row)
@@ -74,9 +75,9 @@ struct ObjectiveRow {
     const double moved = z[1] != 0 ? sums[kCross] - z[1] * (down[1] - down[kHead]) : sums[kCross];
     sums[kCross] = factor[1] != 0 ? factor[1] * moved : 0.0;
   }
-  // of the consistency's mean square: sums of (p - q)^2, of e (p - q)
+  // of the consistency's mean square, with d = z1 (p - q): sums of d^2, of e d
   __device__ void add_terms(const OneClass& c, Acc* terms) const {
-    const Acc d = sides.inverse[1] * sides.difference(c.e[kHead], c.e[1]);
+    const Acc d = sides.difference(c.e[kHead], c.e[1]);
     terms[0] += d * d;
     terms[1] += c.e[kHead] * d;
   }
@@ -87,8 +88,8 @@ struct ObjectiveRow {
     Acc sum = 0;
     if (side == 0 && by_class != 0) sum += by_class * (inverse_class * c.e[0] - (c.index == label));
     if (side == kHead && by_consistency != 0) {
-      const Acc d = sides.inverse[1] * sides.difference(c.e[kHead], c.e[1]);
-      sum += by_consistency * (kl ? d : lead * c.e[kHead] * (d - along));
+      const Acc d = sides.difference(c.e[kHead], c.e[1]);
+      sum += by_consistency * lead * (kl ? d : c.e[kHead] * along.subtracted(d, 0));
     }
     if (kSides == 3 && by_distance != 0) sum += (side == 0 ? by_distance : -by_distance) * distance(c);
     return sum;
@@ -151,11 +152,13 @@ __device__ void run_objective(const MeanTeacherLoss& args, const Logits<typename
   const bool agrees = head != 0 && z1 != 0;
   if (args.kl) {
     if (agrees) losses[kConsistency] = own[kCross] / z1 + logarithm(head / z1);
+    row.lead = row.sides.inverse[1];
   } else {
     double terms[2];
     part.terms(group, [&](const Class<Acc, kSides>& c, Acc* sums) { row.add_terms(c, sums); }, terms);
-    if (agrees) losses[kConsistency] = terms[0] / classes;
-    row.lead = static_cast<Acc>(2 / (classes * head)), row.along = static_cast<Acc>(terms[1] / head);
+    if (agrees) losses[kConsistency] = terms[0] / (classes * z1 * z1);
+    row.lead = static_cast<Acc>(2 / (classes * head * z1));
+    row.along.set(terms[1], head);
   }
   row.by_consistency = agrees ? static_cast<Acc>(scales.consistency * scales.of_rows) : Acc(0);
   const bool apart = z0 != 0 && head != 0;  // neither head is -inf throughout

@@ -13,7 +13,7 @@ struct SoftmaxCrossEntropy {
   static constexpr bool kLooks = kOptions, kLogits = kOptions;
   Sides<Acc> sides;
   double loss;
-  Mean<Acc> mean;  // of x, along q
+  Quotient<Acc> mean;  // of x, along q
   Acc keep, uniform;
   double smoothing;
   bool hard;
@@ -58,11 +58,12 @@ struct SoftmaxCrossEntropy {
   template <class Part>
   __device__ void finish(const double (&sums)[2 + kSums], const Part& part, double classes) {
     sides.set(sums[0], sums[1]);
-    double along = sums[2] / sums[1];
+    double sum = sums[2], count = sums[1];
     if constexpr (kOptions) {
-      if (hard) along = static_cast<double>(part.scaled(0, best_student));
+      if (hard) sum = static_cast<double>(part.scaled(0, best_student)), count = 1;
     }
-    mean.set(along + 0 * sums[0]);  // NaN at the student, even where q is 0
+    mean.set(sum + 0 * sums[0], count);  // NaN at the student, even where q is 0
+    const double along = sum / count;
     const double log_z = logarithm(sums[0]);
     loss = log_z - along;
     if constexpr (!kOptions) return;

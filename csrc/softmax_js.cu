@@ -23,8 +23,8 @@ struct SoftmaxJs {
   // its digits where p is small.
   template <int side>
   __device__ Acc weighted_log(const Class<Acc, 2>& c) const {
-    const Acc part = side == 0 ? c.e[0] * sides.ratio : c.e[1];
-    const Acc both = c.e[0] * sides.ratio + c.e[1];
+    const Acc part = side == 0 ? c.e[0] * sides.ratio.high : c.e[1];
+    const Acc both = c.e[0] * sides.ratio.high + c.e[1];
     if (part == 0) return 0;
     const Acc d = side == 0 ? sides.difference(c) : -sides.difference(c), r = d / both;
     const Acc log = r > Acc(-0.5) ? logarithm_1p(r) : logarithm(2 * part / both);

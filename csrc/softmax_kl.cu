@@ -12,7 +12,7 @@ struct SoftmaxKl {
   static constexpr bool kLooks = false, kLogits = kOptions;
   Sides<Acc> sides;
   double loss;
-  Mean<Acc> mean;  // of y - x, along q
+  Quotient<Acc> mean;  // of y - x, along q
 
   __device__ explicit SoftmaxKl(const Consistency&) {}
   __device__ void add(const Class<Acc, 2>& c, Acc* sums) const { Cross<1, 1, 0>::add(c, sums[0]); }
@@ -22,7 +22,7 @@ struct SoftmaxKl {
   template <class Part>
   __device__ void finish(const double (&sums)[3], const Part&, double) {
     sides.set(sums[0], sums[1]);
-    mean.set(sums[2] / sums[1] + 0 * sums[0]);  // NaN at the student, even where q is 0
+    mean.set(sums[2] + 0 * sums[0], sums[1]);  // NaN at the student, even where q is 0
     loss = sums[2] / sums[1] + logarithm(sums[0] / sums[1]);
   }
   __device__ double value() const { return loss; }

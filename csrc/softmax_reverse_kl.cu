@@ -12,7 +12,7 @@ struct SoftmaxReverseKl {
   static constexpr bool kLooks = false, kLogits = true;
   Sides<Acc> sides;
   double loss;
-  Mean<Acc> mean;  // of x - y, along p
+  Quotient<Acc> mean;  // of x - y, along p
 
   __device__ explicit SoftmaxReverseKl(const Consistency&) {}
   __device__ void add(const Class<Acc, 2>& c, Acc* sums) const { Cross<0, 0, 1>::add(c, sums[0]); }
@@ -22,7 +22,7 @@ struct SoftmaxReverseKl {
   template <class Part>
   __device__ void finish(const double (&sums)[3], const Part&, double) {
     sides.set(sums[0], sums[1]);
-    mean.set(sums[2] / sums[0] + 0 * sums[1]);  // NaN at the teacher, even where p is 0
+    mean.set(sums[2] + 0 * sums[1], sums[0]);  // NaN at the teacher, even where p is 0
     loss = sums[2] / sums[0] + logarithm(sums[1] / sums[0]);
   }
   __device__ double value() const { return loss; }

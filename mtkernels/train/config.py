@@ -150,10 +150,35 @@ class Config:
     normalize: Literal["none", "channels", "image", "gcn-zca", "zca"] = "none"
     """Pixels from 0 to 1; or minus mean, over deviation, of the dataset's channels, or of each image; or whitened."""
 
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the forward and backward passes, by autocast; fp16 with a loss scale. All weights stay in fp32."""
+    channels_last: bool = False
+    """Keep images and weights with the channels innermost, which GPUs prefer in half precision."""
+    compile: bool = False
+    """Run student and teacher through torch.compile."""
+    cuda_graph: bool = False
+    """Replay each step as one CUDA graph: for small networks, whose GPU waits for the host."""
+    accumulate: int = 1
+    """Parts of a batch that go through the network one after the other, for less memory."""
+    sync_batch_norm: bool = True
+    """Several ranks: batch statistics over all of them, so that their number changes nothing."""
+    fsdp: bool = False
+    """Several ranks: shard student, teacher and optimizer by FSDP2, for networks too large for one GPU."""
+
     eval_interval: int = 100
     """Length between evaluations of student and teacher, each one line of metrics (0: at the end alone)."""
     eval_split: Literal["test", "validation", "unlabeled"] = "test"
     """Errors on the test images, on those held out, or on the unlabeled training images (their labels are known)."""
+    best_by_test: bool = False
+    """Keep the weights of the lowest test error, as the published scripts do; that of validation is kept in any case."""
+    checkpoint_interval: float | None = None
+    """Length between checkpoints to resume from (None: an epoch, or 1000 steps; 0: only when the run ends or stops)."""
+    keep_checkpoints: int = 2
+    """How many checkpoints are kept, the newest."""
+    print_interval: int | None = None
+    """Steps between lines of the losses (None: shown on a terminal alone, every 50 steps)."""
+    tensorboard: bool = False
+    """Write TensorBoard's files into the run's folder too."""
 
     out: Path = Path("runs")
     """Folder that the run's own folder is made in."""
@@ -208,6 +233,14 @@ class Config:
             raise SettingError("momentum must be above 0 where nesterov is on, got 0")
         if self.ema_decay_rampup is not None and self.ema_warmup:
             raise SettingError("ema_warmup must be off where ema_decay_rampup is given, got True")
+        if self.accumulate > self.batch_size:
+            raise SettingError(
+                f"accumulate must be at most batch_size ({self.batch_size}), got {self.accumulate}"
+            )
+        if self.cuda_graph and self.accumulate > 1:
+            raise SettingError(f"accumulate must be 1 where cuda_graph is on, got {self.accumulate}")
+        if self.cuda_graph and self.optimizer == "adam" and self._betas_change:
+            raise SettingError("cuda_graph must be off where Adam's betas change in the training, got True")
         if self.eval_split == "validation" and not self.validation:
             raise SettingError("validation must be 1 or more where eval_split is validation, got 0")
         if self.augment == "imagenet" and self.jitter[3] > 0.5:
@@ -224,6 +257,16 @@ class Config:
     def length(self) -> int:
         """Of the training, in its unit."""
         return self.steps if self.epochs is None else self.epochs
+
+    @property
+    def _betas_change(self) -> bool:
+        first, last = self.adam_beta1
+        return (first != last and bool(self.sigmoid_rampdown)) or self.adam_beta2[0] != self.adam_beta2[1]
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the weights of the lowest error are kept."""
+        return self.eval_split == "validation" or (self.eval_split == "test" and self.best_by_test)
 
     @property
     def heads(self) -> int:
@@ -291,10 +334,19 @@ _CHOICES = {
     name: get_args(hint) for name, hint in get_type_hints(Config).items() if get_origin(hint) is Literal
 }  # field -> what it may be
 # In the training's unit.
-LENGTHS = ("lr_rampup", "lr_rampdown", "sigmoid_rampdown", "consistency_rampup", "eval_interval")
+LENGTHS = (
+    "lr_rampup",
+    "lr_rampdown",
+    "sigmoid_rampdown",
+    "consistency_rampup",
+    "eval_interval",
+    "checkpoint_interval",
+)
 _LARGE = 1e9  # refuses inf
 _RANGES = (
     (("labels", "steps", "epochs", "width", "image_size"), 1, _LARGE, "1 or more"),
+    (("accumulate", "keep_checkpoints", "print_interval"), 1, _LARGE, "1 or more"),
+    (("checkpoint_interval",), 0, _LARGE, "0 or more"),
     (("batch_size", "labeled_batch_size"), 1, _LARGE, "1 or more"),
     (("seed",), 0, 2**32 - 1, "between 0 and 2**32 - 1"),
     (("extra_unlabeled", "validation", "threads", "workers", "eval_interval"), 0, _LARGE, "0 or more"),

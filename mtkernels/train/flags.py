@@ -13,15 +13,14 @@ ALIASES = {
     "--wd": "--weight-decay",
     "--lr-rampdown-epochs": "--lr-rampdown",
     "--evaluation-epochs": "--eval-interval",
+    "--checkpoint-epochs": "--checkpoint-interval",
+    "--print-freq": "--print-interval",
+    "-p": "--print-interval",
 }
-NOT_YET = {
-    "--checkpoint-epochs": "runs save their weights at the end",
-    "--resume": "runs start from the beginning",
-    "--start-epoch": "runs start from the beginning",
-    "--evaluate": "a run evaluates as it trains",
-    "-e": "a run evaluates as it trains",
-    "--print-freq": "metrics are printed at each evaluation, see --eval-interval",
-    "-p": "metrics are printed at each evaluation, see --eval-interval",
+INSTEAD = {
+    "--start-epoch": "a checkpoint knows its step, see --resume",
+    "--evaluate": "`mtkernels evaluate RUN` does that",
+    "-e": "`mtkernels evaluate RUN` does that",
 }
 _WORDS = dict.fromkeys(("yes", "true", "t", "y", "1"), "True")
 _WORDS |= dict.fromkeys(("no", "false", "f", "n", "0"), "False")
@@ -36,8 +35,8 @@ def translate(argv: Sequence[str]) -> list[str]:
     words: list[str] = []
     for word in argv:
         name, equals, value = _parted(word)
-        if name in NOT_YET:
-            raise SettingError(f"{name} is not supported: {NOT_YET[name]}")
+        if name in INSTEAD:
+            raise SettingError(f"{name} is not supported: {INSTEAD[name]}")
         words.append(ALIASES.get(name, name))
         words += [value] if equals else []
     translated: list[str] = []
@@ -62,7 +61,7 @@ def _parted(word: str) -> tuple[str, str, str]:
     if word.startswith("--"):
         name, equals, value = word.partition("=")
         return name.replace("_", "-"), equals, value
-    if word[:2] in ALIASES.keys() | NOT_YET.keys() and word[2:]:
+    if word[:2] in ALIASES.keys() | INSTEAD.keys() and word[2:]:
         return word[:2], "=", word[2:].removeprefix("=")
     return word, "", ""
 

@@ -1,7 +1,7 @@
 """A run's folder: making it, filling it, reading its weights back."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -9,16 +9,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from .checkpoint import checkpoints, clean_checkpoints, read_checkpoint
 from .config import Config
-from .data import Dataset, Pixels
+from .data import Batches, Dataset, Pixels
 from .data.dataset import resized
 from .data.labels import write_label_file
 from .data.raw import Facts
 from .data.whiten import Whitener, Zca
+from .distributed import ALONE, Ranks, whole
+from .environment import environment
 from .files import free_path, write_csv, write_json, write_with
 from .loop import build_model
 from .meter import Record
-from .methods import Method
+from .resume import Start
 
 Summary = dict[str, object]
 
@@ -37,6 +40,34 @@ def make_folder(config: Config) -> Path:
     return folder
 
 
+def describe_run(
+    folder: Path,
+    config: Config,
+    data: Dataset,
+    batches: Batches,
+    start: Start,
+    command: Sequence[str] | None = None,
+) -> None:
+    """Write what is known before the first step: settings, machine, data, some pairs of views.
+
+    Of a run that goes on: what it had after the step it goes on from is removed, its machine noted beside the first.
+    """
+    from .pictures import write_pairs
+
+    write_json(folder / "config.json", config.as_dict())
+    described = environment(data.device, command)
+    if start.checkpoint is None:
+        write_json(folder / "environment.json", described)
+        describe_data(folder, data)
+        write_pairs(folder, config, data, batches)
+        return
+    first = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    again = [*first.get("resumed", []), {"step": start.step, **described, "changed": start.changed}]
+    write_json(folder / "environment.json", first | {"resumed": again})
+    (folder / "summary.json").unlink(missing_ok=True)
+    clean_checkpoints(folder, after=start.step)
+
+
 def describe_data(folder: Path, data: Dataset) -> None:
     """Write dataset.json and zca.npz, which a network's input and output are read by, and labels.txt: what was labeled.
 
@@ -53,13 +84,11 @@ def describe_data(folder: Path, data: Dataset) -> None:
 
 
 def finish_folder(
-    folder: Path, config: Config, method: Method, records: list[Record], seconds: float
+    folder: Path, config: Config, records: list[Record], best: Record | None, *, steps: int, seconds: float
 ) -> Summary:
-    """Write weights, metrics.csv, curves.png; summary.json last: its presence says that the run is whole."""
+    """Write metrics.csv, curves.png; summary.json last: its presence says that the run is whole."""
     from .plots import plot_curves
 
-    for role in ("teacher", "student"):
-        _save_weights(folder / f"{role}.safetensors", getattr(method, role))
     write_csv(folder / "metrics.csv", records)
     write_with(folder / "curves.png", lambda path: plot_curves(path, config, records))
     last = records[-1]
@@ -68,19 +97,23 @@ def finish_folder(
         "teacher_error": last["teacher_error"],
         "eval_split": config.eval_split,
         "steps_done": last["step"],
-        "interrupted": last["step"] < method.timeline.steps,
+        "interrupted": last["step"] < steps,
         "seconds": round(seconds, 3),
     }
+    if best is not None:
+        summary |= {f"best_{name}": best[name] for name in ("student_error", "teacher_error", "step")}
     write_json(folder / "summary.json", summary)
     return summary
 
 
-def load_model(folder: Path, role: Literal["teacher", "student"] = "teacher") -> nn.Module:
-    """The trained network of a run, on the CPU in eval mode: maps what `load_pixels` makes of images to logits."""
-    from safetensors.torch import load_file
+def load_model(folder: Path, role: Literal["teacher", "student", "best"] = "teacher") -> nn.Module:
+    """The trained network of a run, on the CPU in eval mode: maps what `load_pixels` makes of images to logits.
 
+    best: the one that stands for the method, where its error was lowest. Of a run that was killed, teacher and student
+    are those of its last checkpoint.
+    """
     config, described = _read(folder)
-    weights = load_file(folder / f"{role}.safetensors")
+    weights = _weights(folder, role)
     config = replace(config, pretrained=False)  # its weights are in the folder
     model = build_model(config, classes=len(described["class_names"]), channels=described["channels"])
     model.load_state_dict(weights)
@@ -109,12 +142,25 @@ def _read(folder: Path) -> tuple[Config, dict[str, Any]]:
     return Config.from_dict(settings), described
 
 
-def _save_weights(path: Path, model: nn.Module) -> None:
-    """safetensors has no strides and no shared storage: it gets contiguous copies."""
-    from safetensors.torch import save_file
+def _weights(folder: Path, role: str) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
 
-    copies = {
-        name: value.detach().clone(memory_format=torch.contiguous_format).cpu()
-        for name, value in model.state_dict().items()
-    }
-    write_with(path, lambda temporary: save_file(copies, temporary, metadata={"format": "pt"}))
+    path = folder / f"{role}.safetensors"
+    if path.exists() or role == "best" or not checkpoints(folder):
+        return load_file(path)
+    tensors, _ = read_checkpoint(checkpoints(folder)[-1])
+    prefix = f"{role}."
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def write_weights(path: Path, model: nn.Module, ranks: Ranks = ALONE) -> None:
+    """Whole tensors, on the main rank; all call it. safetensors has no strides and no shared storage: copies."""
+    copies = {}
+    for name, value in model.state_dict().items():
+        value = whole(value)
+        if ranks.main:
+            copies[name] = value.detach().clone(memory_format=torch.contiguous_format).cpu()
+    if ranks.main:
+        from safetensors.torch import save_file
+
+        write_with(path, lambda temporary: save_file(copies, temporary, metadata={"format": "pt"}))

@@ -1,17 +1,34 @@
 """The training loop of every method here, as the papers have it. Imports torch, numpy and mtkernels only."""
 
 from collections.abc import Callable
+from copy import deepcopy
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .config import Config
-from .data import Batches, Dataset, EpochBatches, LabeledBatches, TwoStreamBatches, make_feed
+from .data import Batches, Dataset, EpochBatches, Feed, LabeledBatches, TwoStreamBatches, make_feed
+from .distributed import ALONE, Ranks, shard_
 from .meter import Meter, Record
 from .methods import METHODS, Method
 from .models import make_model
+from .models.sync_norm import synchronize
 from .seeds import Purpose, stream_seed
+from .step import Step
 from .timeline import Timeline
+
+
+def loop(step: Step, feed: Feed, meter: Meter, done: Callable[[int], bool], *, first: int = 0) -> None:
+    """Train from step `first` to the end of the timeline, or until done(steps so far) says that it is enough.
+
+    Seeds torch's global generator each step: dropout and shake-shake draw from it.
+    """
+    for number in range(first, step.method.timeline.steps):
+        batch = feed.batch(number)
+        terms = step(batch, number)  # loss, gradients, the optimizer's step, the teacher's move
+        meter.add(terms, images=batch.counts.rows)
+        if done(number + 1):
+            break
 
 
 def train(
@@ -22,38 +39,28 @@ def train(
     on_record: Callable[[Record], None],
     should_stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Train `method` to the end of its timeline; `on_record` gets each evaluation's metrics, and a stop's.
+    """The loop alone, for programs of your own; `on_record` gets each evaluation's metrics, and a stop's."""
+    step = make_step(method)
+    meter = Meter(step, data)
 
-    Seeds torch's global generator each step: dropout and shake-shake draw from it.
-    """
-    config, timeline = method.config, method.timeline
-    optimizer = make_optimizer(config, method)
-    meter = Meter(method, data)
-    with make_feed(config, data, batches, method.views) as feed:
-        for step in range(timeline.steps):
-            views, labels = feed.batch(step)
-            torch.manual_seed(stream_seed(config.seed, "dropout", step))
-            loss, parts = method.objective(views, labels, step)
-            set_rates(optimizer, timeline, step)
-            optimizer.zero_grad()
-            loss.backward()
-            method.before_step()
-            optimizer.step()
-            method.after_step()  # the teacher moves towards the new student
+    def done(steps: int) -> bool:
+        stop = should_stop() or steps == method.timeline.steps
+        if stop or method.timeline.evaluates(steps):
+            on_record(meter.record(steps))
+        return stop
 
-            meter.add(parts, images=len(labels))
-            stop = should_stop() or step + 1 == timeline.steps
-            if stop or timeline.evaluates(step + 1):
-                on_record(meter.record(step + 1))
-            if stop:
-                break
+    with make_feed(method.config, data, batches, method.views) as feed:
+        loop(step, feed, meter, done)
 
 
-def make_method(config: Config, data: Dataset, batches: Batches) -> Method:
+def make_method(config: Config, data: Dataset, batches: Batches, ranks: Ranks = ALONE) -> Method:
     """The method and its student, whose first weights depend on the seed alone, not on the method."""
     timeline = Timeline(config, batches.steps_per_epoch)
     student = _network(config, data, "model", batches)
     teacher = _network(config, data, "teacher", batches) if config.teacher_init == "independent" else None
+    if ranks.world > 1 and config.fsdp:  # sharded alike, so that the average of a shard is local
+        teacher = deepcopy(student) if teacher is None else teacher
+        student, teacher = (shard_(model, data.device) for model in (student, teacher))
     return METHODS[config.method](student, timeline, teacher)
 
 
@@ -62,7 +69,9 @@ def _network(config: Config, data: Dataset, purpose: Purpose, batches: Batches) 
     model = build_model(config, classes=data.classes, channels=data.channels).to(data.device)
     if hasattr(model, "initialize"):  # weight norm's scales, from the first minibatch
         with make_feed(config, data, batches, 1) as feed:
-            model.initialize(feed.batch(0)[0][0])
+            model.initialize(feed.batch(0).views[0])
+    if config.channels_last:
+        model = model.to(memory_format=torch.channels_last)
     return model
 
 
@@ -77,6 +86,27 @@ def build_model(config: Config, *, classes: int, channels: int) -> nn.Module:
         dropout=config.dropout,
         pretrained=config.pretrained,
     )
+
+
+def make_step(method: Method, ranks: Ranks = ALONE) -> Step:
+    """The method's step with all that the settings ask for around it: ranks, torch.compile, a CUDA graph."""
+    config, student = method.config, method.student
+    if ranks.world > 1 and config.sync_batch_norm:
+        for model in (student, method.teacher):
+            synchronize(model)
+    if config.compile:
+        for model in (student, method.teacher):
+            model.compile()  # in place: names of the weights stay
+    network: nn.Module = student
+    if ranks.world > 1 and not config.fsdp:
+        from torch.nn.parallel import DistributedDataParallel
+
+        network = DistributedDataParallel(student, broadcast_buffers=False, gradient_as_bucket_view=True)
+    if config.cuda_graph:
+        from .graph import GraphedStep
+
+        return GraphedStep(method, ranks, network=network)
+    return Step(method, ranks, network=network)
 
 
 def make_batches(config: Config, data: Dataset) -> Batches:
@@ -96,27 +126,3 @@ def make_batches(config: Config, data: Dataset) -> Batches:
         labeled_batch_size=config.labeled_batch_size,
         seed=seed,
     )
-
-
-def make_optimizer(config: Config, method: Method) -> torch.optim.Optimizer:
-    """Over the student's parameters; the teacher has no gradients."""
-    weights: list[Tensor] = list(method.student.parameters())
-    if config.optimizer == "adam":
-        return torch.optim.Adam(
-            weights, lr=config.lr, eps=config.adam_epsilon, weight_decay=config.weight_decay
-        )
-    return torch.optim.SGD(
-        weights,
-        lr=config.lr,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        weight_decay=config.weight_decay,
-    )
-
-
-def set_rates(optimizer: torch.optim.Optimizer, timeline: Timeline, step: int) -> None:
-    """The optimizer's numbers at `step`."""
-    for group in optimizer.param_groups:
-        group["lr"] = timeline.learning_rate(step)
-        if "betas" in group:
-            group["betas"] = timeline.adam_betas(step)

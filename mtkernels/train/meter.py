@@ -1,4 +1,4 @@
-"""Metrics of a run, kept on the device between two evaluations so that no step waits for them."""
+"""Metrics of a run, kept on the device between two looks so that no step waits for them."""
 
 import math
 import time
@@ -7,43 +7,69 @@ import torch
 from torch import Tensor, nn
 
 from .data import Dataset, Evaluation
-from .methods import Method
+from .distributed import ALONE, Ranks
 from .methods.method import heads_of
+from .step import Step
 
 _FEW = 10  # classes, among which five are half
 Record = dict[str, float]  # one line of metrics.jsonl
 
 
+class NonFiniteError(FloatingPointError):
+    """A loss or gradient was infinite or NaN. The models are as they were before the step `step` (from 0)."""
+
+    def __init__(self, what: str, step: int) -> None:
+        self.step = step
+        super().__init__(f"{what} at step {step + 1}: try a lower lr or consistency")
+
+
 class Meter:
     """Sums what the steps report; `record` averages the sums and evaluates both models."""
 
-    def __init__(self, method: Method, data: Dataset) -> None:
-        self.method = method
-        self.evaluation = Evaluation(method.config, data)
-        self._restart()
+    def __init__(self, step: Step, data: Dataset, ranks: Ranks = ALONE) -> None:
+        self.step, self.method, self.ranks = step, step.method, ranks
+        self.evaluation = Evaluation(self.method.config, data, ranks)
+        self.restart()
 
-    def _restart(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._steps = self._images = 0
-        self._started = time.perf_counter()
+    def restart(self) -> None:
+        """Begin with nothing."""
+        self.sums: dict[str, Tensor] = {}
+        self.steps = self.images = 0
+        self._clock = time.perf_counter()
+        self._timed = 0  # images since the clock was set
 
-    def add(self, parts: dict[str, Tensor], *, images: int) -> None:
+    def add(self, terms: dict[str, Tensor], *, images: int) -> None:
         """Count a step: its losses (0-d tensors, detached) and the images that the student saw."""
-        for name, value in parts.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._steps += 1
-        self._images += images
+        for name, value in terms.items():
+            if name in self.sums:
+                self.sums[name] += value
+            else:
+                self.sums[name] = value.clone()
+        self.steps += 1
+        self.images += images
+        self._timed += images
+
+    @property
+    def images_per_second(self) -> float:
+        """Since the last record, or the resumption; on a GPU right only after a look."""
+        return self._timed / max(time.perf_counter() - self._clock, 1e-9)
+
+    def look(self, steps_done: int) -> dict[str, float]:
+        """Mean losses since the last record. Waits for the device. NonFiniteError where a step had to be left out."""
+        share = torch.stack([value.double() for value in (*self.sums.values(), self.step.skipped)])
+        share[-1] /= self.ranks.world  # each rank counts the same steps
+        *losses, skipped = self.ranks.sum_(share).tolist()
+        means = {name: loss / self.steps for name, loss in zip(self.sums, losses, strict=True)}
+        if skipped:
+            bad = [f"{name} must stay finite, got {mean}" for name, mean in means.items() if not math.isfinite(mean)]
+            what = (bad or ["gradients must stay finite, got inf or nan"])[0]
+            raise NonFiniteError(what, steps_done - round(skipped))
+        return means
 
     def record(self, steps_done: int) -> Record:
         """Losses averaged since the last record, errors in percent, images per second (evaluation apart)."""
-        means = torch.stack(list(self._sums.values())).double() / self._steps
-        losses = dict(zip(self._sums, means.tolist(), strict=True))  # waits for the device
-        seconds = time.perf_counter() - self._started
-        for name, loss in losses.items():
-            if not math.isfinite(loss):
-                raise FloatingPointError(
-                    f"{name} must stay finite, got {loss} by step {steps_done}: try a lower lr or consistency"
-                )
+        losses = self.look(steps_done)
+        speed = self.images_per_second
         models = [self.method.student, self.method.teacher]
         (student_error, student_error5), (teacher_error, teacher_error5) = error_percents(
             models, self.evaluation
@@ -57,9 +83,9 @@ class Meter:
             **(top5 if self.evaluation.classes > _FEW else {}),
             "consistency_weight": self.method.consistency_weight(steps_done - 1),
             "lr": self.method.timeline.learning_rate(steps_done - 1),
-            "images_per_second": round(self._images / max(seconds, 1e-9), 1),
+            "images_per_second": round(speed, 1),
         }
-        self._restart()
+        self.restart()
         return record
 
 
@@ -68,7 +94,7 @@ def error_percents(models: list[nn.Module], evaluation: Evaluation) -> list[tupl
     """Percentages of the images whose class each of `models`, in eval mode, does not rank first, or not among five."""
     modes = [model.training for model in models]
     right = torch.zeros(len(models), 2, dtype=torch.int64, device=evaluation.device)
-    rows = 0
+    rows = torch.zeros(1, dtype=torch.int64, device=evaluation.device)
     for model in models:
         model.eval()
     for images, labels in evaluation:
@@ -78,5 +104,7 @@ def error_percents(models: list[nn.Module], evaluation: Evaluation) -> list[tupl
         rows += len(labels)
     for model, mode in zip(models, modes, strict=True):
         model.train(mode)
+    for counts in (right, rows):
+        evaluation.ranks.sum_(counts)
     errors = 100 * (rows - right).double() / rows
     return [(first, five) for first, five in errors.tolist()]

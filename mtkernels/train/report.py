@@ -1,4 +1,4 @@
-"""`mtkernels report`: run folders read back, grouped over seeds, as a table and a figure."""
+"""`mtkernels report`: run folders read back, grouped over seeds, as tables and a figure."""
 
 import json
 import statistics
@@ -6,11 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .config import Config
 from .meter import Record
 from .methods import METHODS
 
 # What does not tell two experiments apart: the seed, and settings that a run's result does not depend on.
-_NOT_COMPARED = {"seed", "name", "out", "threads", "eval_interval", "workers", "device", "data"}
+_NOT_COMPARED = {"seed", "name", "out", "threads", "eval_interval", "workers", "device", "data", "pictures"}
+_NOT_COMPARED |= {"print_interval", "checkpoint_interval", "keep_checkpoints", "tensorboard", "best_by_test"}
+_NOT_COMPARED |= {"compile", "channels_last", "cuda_graph", "fsdp"}
 _CONFIG_NAMES = ("method", "labels", "seed", "eval_split")  # what a run needs to be reported
 _SUMMARY_NAMES = ("interrupted", "steps_done", "seconds", "student_error", "teacher_error")
 
@@ -47,7 +50,7 @@ def read_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
         try:
             run = _read_run(folder)
         except (OSError, ValueError, KeyError) as error:
-            notes.append(f"{folder} left out: {_reason(error)}")
+            notes.append(f"{folder} left out: {_reason(folder, error)}")
             continue
         if run.summary["interrupted"]:
             notes.append(f"{folder} left out: interrupted at step {run.summary['steps_done']}")
@@ -63,15 +66,29 @@ def _read_run(folder: Path) -> Run:
     for values, names in ((config, _CONFIG_NAMES), (summary, _SUMMARY_NAMES)):
         for name in names:
             values[name]  # a KeyError here names what is missing
+    config = Config().as_dict() | config  # a run of an older version had what is now the default
     return Run(folder, config, summary, [json.loads(line) for line in lines])
 
 
-def _reason(error: Exception) -> str:
+def _reason(folder: Path, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
-        return f"it has no {Path(error.filename).name} (still running, or it died)"
+        name = Path(error.filename).name
+        return f"it has no {name} (still running, or it died{_how_far(folder)})"
     if isinstance(error, KeyError):
         return f"it has no {error}"
     return f"a file of it cannot be read ({error})"
+
+
+def _how_far(folder: Path) -> str:
+    """', evaluated up to step 9 of 20' (or of 2 epochs) by the last whole line of metrics; '' where there is none."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+        step = json.loads(lines[-1])["step"]
+    except (OSError, ValueError, KeyError, IndexError):
+        return ""
+    length = config["steps"] if config.get("steps") else f"{config.get('epochs')} epochs"
+    return f", evaluated up to step {step} of {length}"
 
 
 def group_runs(runs: Sequence[Run]) -> tuple[dict[str, list[Run]], list[str]]:
@@ -109,6 +126,22 @@ def table(groups: Mapping[str, Sequence[Run]]) -> list[list[str]]:
         seconds = statistics.mean(float(run.summary["seconds"]) for run in runs)
         rows.append([label, str(runs[0].config["labels"]), str(len(runs)), *errors, f"{seconds:.0f}"])
     return rows
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first row is the header."""
+    header, *body = (f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |\n" for row in rows)
+    return header + "|---" * len(rows[0]) + "|\n" + "".join(body)
+
+
+def each_run(groups: Mapping[str, Sequence[Run]]) -> list[dict[str, object]]:
+    """A row a run, as CSV holds it: the group's label, folder, seed, errors in percent, steps, seconds."""
+    return [
+        {"runs": label, "folder": str(run.folder), "seed": run.config["seed"]}
+        | {name: run.summary[name] for name in ("student_error", "teacher_error", "steps_done", "seconds")}
+        for label, runs in groups.items()
+        for run in runs
+    ]
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:

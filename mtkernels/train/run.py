@@ -1,71 +1,110 @@
 """One run from config to a filled folder: what `mtkernels train` does once and `demo` several times."""
 
-import json
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from .config import Config, SettingError
-from .console import progress
 from .data import Batches, Dataset, Evaluation, load_dataset, make_feed
-from .environment import environment
-from .files import write_json
-from .folder import Summary, describe_data, finish_folder, make_folder
-from .loop import make_batches, make_method, train
-from .meter import Record
+from .distributed import ALONE, Ranks, local_device, started_ranks
+from .folder import Summary, describe_run, finish_folder, make_folder, write_weights
+from .interrupt import stop_on_signals
+from .loop import loop, make_batches, make_method, make_step
+from .meter import Meter
 from .methods import Method
 from .methods.method import heads_of
+from .resume import Start, start_of
+from .show import Show, Silent
+from .state import restore
+from .step import Step
+from .watch import Watch
 
 
-def run(config: Config, *, command: Sequence[str] | None = None) -> tuple[Path, Summary]:
-    """Train as `config` says and fill the run's folder; Ctrl-C ends the training early, not the filling."""
-    data, batches, method = prepare(config)
-    folder = make_folder(config)
-    describe_data(folder, data)
-    write_json(folder / "config.json", config.as_dict())
-    write_json(folder / "environment.json", environment(data.device, command))
-    records: list[Record] = []
-    started = time.perf_counter()
+def run(
+    config: Config, *, command: Sequence[str] | None = None, resume: Path | None = None
+) -> tuple[Path, Summary]:
+    """Train as `config` says and fill the run's folder; Ctrl-C and SIGTERM save, and end it early, but filled.
+
+    resume: a run's folder, or one of its checkpoints, to go on from. All ranks that torchrun started train one model.
+    """
+    device = _device(config)
+    with started_ranks(device) as ranks:
+        start = start_of(resume, config)
+        data, batches, method = prepare(config, ranks)
+        if start.step >= method.timeline.steps:
+            raise SettingError(
+                f"the run is at its end, step {start.step}: to go on, resume it with more {config.unit}"
+            )
+        step = make_step(method, ranks)
+        meter = Meter(step, data, ranks)
+        if start.checkpoint is not None:
+            restore(step, meter, start.checkpoint)
+        folder = Path(ranks.told(str(start.folder or make_folder(config)) if ranks.main else None))
+        if ranks.main:
+            describe_run(folder, config, data, batches, start, command)
+        watch = _train(folder, data, batches, step, meter, start)
+        data.quarantine.broken.update(ranks.gathered(data.quarantine.broken))
+        return folder, _finish(folder, data, batches, method, watch)
+
+
+def _train(folder: Path, data: Dataset, batches: Batches, step: Step, meter: Meter, start: Start) -> Watch:
+    config, ranks, method = step.config, step.ranks, step.method
+    began = time.perf_counter() - start.seconds
+    show = Show if ranks.main else Silent
     with (
-        stop_on_interrupt() as should_stop,
-        open(folder / "metrics.jsonl", "w", encoding="utf-8") as lines,
+        stop_on_signals() as should_stop,
+        show(config, folder, method.timeline.steps, earlier=start.records, first=start.step) as shown,
+        make_feed(config, data, batches, method.views, ranks) as feed,
     ):
-        with progress(config, folder, method.timeline.steps) as show:
+        watch = Watch(step, meter, folder, shown, should_stop)
+        watch.records, watch.best = list(start.records), start.best
+        watch.seconds = lambda: time.perf_counter() - began
+        loop(step, feed, meter, watch, first=start.step)
+    return watch
 
-            def on_record(record: Record) -> None:
-                records.append(record)
-                lines.write(json.dumps(record) + "\n")
-                lines.flush()  # a run that is killed keeps its metrics
-                show(record)
 
-            train(method, data, batches, on_record=on_record, should_stop=should_stop)
+def _finish(folder: Path, data: Dataset, batches: Batches, method: Method, watch: Watch) -> Summary:
+    from .pictures import write_pictures
+
+    config, ranks = method.config, watch.ranks
+    for role in ("teacher", "student"):
+        write_weights(folder / f"{role}.safetensors", getattr(method, role), ranks)
+    summary: Summary = {}
+    if ranks.main:
         data.quarantine.write(folder / "broken.txt")
-        return folder, finish_folder(folder, config, method, records, time.perf_counter() - started)
+        if ranks.world == 1 or not config.fsdp:  # one rank alone cannot run a sharded network
+            write_pictures(folder, config, method, data, batches)
+        summary = finish_folder(
+            folder, config, watch.records, watch.best, steps=method.timeline.steps, seconds=watch.seconds()
+        )
+    return ranks.told(summary)
 
 
-def prepare(config: Config) -> tuple[Dataset, Batches, Method]:
+def prepare(config: Config, ranks: Ranks = ALONE) -> tuple[Dataset, Batches, Method]:
     """All that a run needs but its folder; what cannot be trained is refused here."""
     config.validate()
     device = _device(config)
     if config.threads:
         torch.set_num_threads(config.threads)
+    if config.batch_size < ranks.world * config.accumulate:
+        raise SettingError(
+            f"batch_size must be at least ranks x accumulate ({ranks.world} x {config.accumulate}),"
+            f" got {config.batch_size}"
+        )
     data = load_dataset(config).to(device)
     batches = make_batches(config, data)
     with make_feed(config, data, batches, 1):  # settings of views that the images cannot have
         pass
-    return data, batches, _method(config, data, batches)
+    return data, batches, _method(config, data, batches, ranks)
 
 
-def _method(config: Config, data: Dataset, batches: Batches) -> Method:
+def _method(config: Config, data: Dataset, batches: Batches, ranks: Ranks) -> Method:
     """The method, its networks tried on one image: before hours of work, and before there is a folder."""
     images, _ = next(iter(Evaluation(config, data)))
     try:
-        method = make_method(config, data, batches)
+        method = make_method(config, data, batches, ranks)
         with torch.no_grad():
             logits, _ = heads_of(method.teacher.eval()(images[:1]))
         method.teacher.train()
@@ -81,32 +120,12 @@ def _method(config: Config, data: Dataset, batches: Batches) -> Method:
     return method
 
 
-@contextmanager
-def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Within it the first Ctrl-C makes the yielded function return True, and the second interrupts at once.
-
-    So no step is cut in half: student and teacher are saved as a step left them.
-    """
-    stopped = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
-        yield stopped.is_set
-        return
-
-    def stop(_signal: int, _frame: object) -> None:
-        stopped.set()
-        signal.signal(signal.SIGINT, previous)
-
-    previous = signal.signal(signal.SIGINT, stop)
-    try:
-        yield stopped.is_set
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
 def _device(config: Config) -> torch.device:
     try:
-        device = torch.device(config.device)
+        device = torch.device(local_device(config.device))
         torch.zeros(1, device=device).item()  # one that computes: not meta
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # NCCL, and CUDA graphs, take the current one
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise SettingError(

@@ -57,6 +57,15 @@ class Timeline:
         interval = self._steps(self.config.eval_interval)
         return steps_done == self.steps or bool(interval and steps_done % interval == 0)
 
+    def saves(self, steps_done: int) -> bool:
+        """Whether a checkpoint is due after that many steps; the end is not asked about."""
+        given = self.config.checkpoint_interval
+        if given is None:
+            interval = 1000 if self.config.epochs is None else self.steps_per_epoch
+        else:
+            interval = self._steps(given)
+        return bool(interval) and steps_done % interval == 0
+
     def _at(self, step: int) -> float:
         return step if self.config.epochs is None else step / self.steps_per_epoch
 

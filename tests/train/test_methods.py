@@ -8,15 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mtkernels.train.data import NO_LABEL, load_dataset
-from mtkernels.train.loop import make_batches, make_method, make_optimizer, set_rates
+from mtkernels.train.data import NO_LABEL, Batch, Counts, load_dataset
+from mtkernels.train.loop import make_batches, make_method
 from mtkernels.train.methods.consistency import trusting_kl
 from mtkernels.train.methods.method import class_loss
 from mtkernels.train.ramps import sigmoid_rampup
+from mtkernels.train.step import Step
 
 VIEWS = list(torch.rand(2, 30, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
 LABELS = torch.cat([torch.full((20,), NO_LABEL), torch.arange(10)])
 UNLABELED = torch.full((30,), NO_LABEL)
+COUNTS = Counts(30, 30)
 
 
 @pytest.fixture
@@ -31,6 +33,11 @@ def make(small):
     return make
 
 
+def objective(method, labels, step):
+    """Of a whole batch."""
+    return method.objective(VIEWS[: method.views], labels, method.consistency_weight(step), COUNTS)
+
+
 def gradients(model):
     return [weight.grad for weight in model.parameters()]
 
@@ -38,9 +45,9 @@ def gradients(model):
 def test_class_loss_is_the_sum_over_labeled_rows_over_all_rows():
     logits = torch.randn(30, 10)
     mean = F.cross_entropy(logits[20:], LABELS[20:])
-    torch.testing.assert_close(class_loss(logits, LABELS), mean * 10 / 30)
-    torch.testing.assert_close(class_loss(logits, LABELS, "labeled"), mean)
-    assert class_loss(logits, UNLABELED) == class_loss(logits, UNLABELED, "labeled") == 0
+    torch.testing.assert_close(class_loss(logits, LABELS, COUNTS), mean * 10 / 30)
+    torch.testing.assert_close(class_loss(logits, LABELS, Counts(30, 10)), mean)
+    assert class_loss(logits, UNLABELED, COUNTS) == 0
 
 
 @pytest.mark.parametrize("consistency_type", ["mse", "kl"])
@@ -48,7 +55,7 @@ def test_class_loss_is_the_sum_over_labeled_rows_over_all_rows():
 def test_consistency_alone_teaches_the_student_and_not_the_teacher(make, consistency_type, cost):
     method = make(consistency_type=consistency_type, logit_distance_cost=cost)
     method.teacher.requires_grad_(True)  # a teacher that could learn: only the loss keeps it from it
-    method.objective(VIEWS, UNLABELED, step=10).total.backward()
+    objective(method, UNLABELED, 10).total.backward()
     assert all(grad is not None and grad.any() for grad in gradients(method.student))
     assert all(grad is None or not grad.any() for grad in gradients(method.teacher))
 
@@ -57,11 +64,11 @@ def test_both_views_of_the_pi_model_teach(make):
     method = make(method="pi-model", dropout=0.0)
     seen = []
     method.student.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    method.objective(VIEWS, UNLABELED, step=10).total.backward()
+    objective(method, UNLABELED, 10).total.backward()
     first, second = (output.detach().requires_grad_() for output in seen)
     weight = method.consistency_weight(10)
     torch.testing.assert_close(
-        method.objective(VIEWS, UNLABELED, step=10).parts["consistency_loss"],
+        objective(method, UNLABELED, 10).parts["consistency_loss"],
         weight * F.mse_loss(first.softmax(1), second.softmax(1)).detach(),
     )
     one_sided = make(method="pi-model", dropout=0.0)
@@ -79,7 +86,7 @@ def test_consistency_is_the_weighted_distance_of_two_different_models(make):
             weight.mul_(1.1)
         student, teacher = method.student(VIEWS[0]).softmax(1), method.teacher(VIEWS[1]).softmax(1)
     assert not torch.allclose(student, teacher)
-    total, parts = method.objective(VIEWS, LABELS, step=1)
+    total, parts = objective(method, LABELS, 1)
     expected = 7.0 * sigmoid_rampup(1, 4) * F.mse_loss(student, teacher)
     torch.testing.assert_close(parts["consistency_loss"], expected)
     torch.testing.assert_close(total.detach(), parts["class_loss"] + parts["consistency_loss"])
@@ -94,8 +101,8 @@ def test_two_heads(make):
                 weight.mul_(1.1)
             logits, consistent = method.student(VIEWS[0])
             target, _ = method.teacher(VIEWS[1])
-        parts = method.objective(VIEWS, LABELS, step=1).parts
-        torch.testing.assert_close(parts["class_loss"], class_loss(logits, LABELS))
+        parts = objective(method, LABELS, 1).parts
+        torch.testing.assert_close(parts["class_loss"], class_loss(logits, LABELS, COUNTS))
         torch.testing.assert_close(
             parts["consistency_loss"], 100 * F.mse_loss(consistent.softmax(1), target.softmax(1))
         )
@@ -108,7 +115,7 @@ def test_labeled_images_may_be_left_out_of_the_consistency(make):
     with torch.no_grad():
         method.teacher.classifier.weight.mul_(1.5)
         student, teacher = method.student(VIEWS[0]).softmax(1), method.teacher(VIEWS[1]).softmax(1)
-    total, parts = method.objective(VIEWS, LABELS, step=1)
+    total, parts = objective(method, LABELS, 1)
     expected = 100 * (student - teacher).square().mean(1)[:20].sum() / 30  # over all rows, as published
     torch.testing.assert_close(parts["consistency_loss"], expected)
     torch.testing.assert_close(total.detach(), parts["class_loss"] + parts["consistency_loss"])
@@ -149,10 +156,10 @@ def test_the_teachers_dropout(make):
 @pytest.mark.parametrize("name", ["mean-teacher", "pi-model", "supervised"])
 def test_warm_teacher_is_the_mean_of_all_students(make, name):
     method = make(method=name, ema_decay=0.99)
-    optimizer = make_optimizer(method.config, method)
+    step = Step(method)
     students = [copy.deepcopy(dict(method.student.named_parameters()))]
-    for step in range(6):
-        _step(method, optimizer, step)
+    for number in range(6):
+        step(batch_of(method), number)
         students.append(copy.deepcopy(dict(method.student.named_parameters())))
         for key, weight in method.teacher.named_parameters():
             mean = torch.stack([student[key].detach() for student in students]).mean(0)
@@ -163,28 +170,23 @@ def test_warm_teacher_is_the_mean_of_all_students(make, name):
 def test_a_teacher_that_moves_before_the_step_is_one_step_behind(make):
     """The TensorFlow version's order: after one step the teacher has only met the first student, its own copy."""
     method = make(ema_order="before", ema_warmup=False, ema_decay=0.5, optimizer="adam")
-    optimizer = make_optimizer(method.config, method)
+    step = Step(method)
     first = method.student.classifier.weight.detach().clone()
-    _step(method, optimizer, 0)
+    step(batch_of(method), 0)
     assert torch.equal(method.teacher.classifier.weight, first)
     second = method.student.classifier.weight.detach().clone()
-    _step(method, optimizer, 1)
+    step(batch_of(method), 1)
     torch.testing.assert_close(method.teacher.classifier.weight, (first + second) / 2)
 
 
-def _step(method, optimizer, step):
-    set_rates(optimizer, method.timeline, step)
-    optimizer.zero_grad()
-    method.objective(VIEWS[: method.views], LABELS, step).total.backward()
-    method.before_step()
-    optimizer.step()
-    method.after_step()
+def batch_of(method):
+    return Batch(VIEWS[: method.views], LABELS, COUNTS, None, 20)
 
 
 @pytest.mark.parametrize("buffers", ["average", "copy", "keep"])
 def test_buffers_follow_the_policy(make, buffers):
     method = make(buffers=buffers)
-    method.objective(VIEWS, LABELS, step=0)  # moves the statistics of both
+    objective(method, LABELS, 0)  # moves the statistics of both
     before = copy.deepcopy(dict(method.teacher.named_buffers()))
     method.after_step()
     student, teacher = dict(method.student.named_buffers()), dict(method.teacher.named_buffers())
@@ -198,5 +200,5 @@ def test_buffers_follow_the_policy(make, buffers):
 def test_supervised_sees_one_view_and_has_no_consistency(make):
     method = make(method="supervised")
     assert method.views == 1 and not method.uses_unlabeled
-    assert list(method.objective(VIEWS[:1], LABELS, step=0).parts) == ["class_loss"]
+    assert list(objective(method, LABELS, 0).parts) == ["class_loss"]
     assert method.consistency_weight(3) == 0

@@ -21,8 +21,9 @@ from mtkernels.train.run import run
 
 from .conftest import ENVIRONMENT
 
-FILES = ["config.json", "curves.png", "dataset.json", "environment.json", "labels.txt", "metrics.csv"]
-FILES += ["metrics.jsonl", "student.safetensors", "summary.json", "teacher.safetensors"]
+FILES = ["checkpoints", "config.json", "confusion.csv", "confusion.png", "curves.png", "dataset.json"]
+FILES += ["environment.json", "labels.txt", "metrics.csv", "metrics.jsonl", "mistakes.png", "pairs.png"]
+FILES += ["student.safetensors", "summary.json", "teacher.safetensors"]
 
 
 @pytest.fixture
@@ -74,29 +75,21 @@ def test_weights_give_the_reported_error(config, role):
     assert error_of(model, config) == summary[f"{role}_error"]
 
 
-def test_channels_last_weights_are_saved_as_their_values(config, monkeypatch):
+def test_channels_last_weights_are_saved_as_their_values(config):
     """safetensors knows no strides, and refuses what is not contiguous."""
-    from mtkernels.train import run as module
-
-    def channels_last(config, data, batches, make=module.make_method):
-        method = make(config, data, batches)
-        method.student.to(memory_format=torch.channels_last)
-        method.teacher.to(memory_format=torch.channels_last)
-        return method
-
-    monkeypatch.setattr(module, "make_method", channels_last)
+    config = replace(config, channels_last=True)
     folder, summary = run(config)
     assert error_of(load_model(folder), config) == summary["teacher_error"]
 
 
 def test_a_taken_name_is_refused_and_nothing_changes(config):
     folder, _ = run(replace(config, name="mine"))
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     with pytest.raises(
         FileExistsError, match=r"mine exists and is not empty: choose another --name, or remove it"
     ):
         run(replace(config, name="mine", seed=1))
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_made_up_names_are_numbered(config):
@@ -115,7 +108,8 @@ def test_refused_settings_leave_no_folder(config):
 @pytest.mark.parametrize("split", ["test", "validation", "unlabeled"])
 def test_every_split_ends_with_its_files(config, split):
     folder, summary = run(replace(config, eval_split=split, validation=100))
-    assert sorted(path.name for path in folder.iterdir()) == FILES and summary["eval_split"] == split
+    files = sorted([*FILES, "best.safetensors"] if split == "validation" else FILES)
+    assert sorted(path.name for path in folder.iterdir()) == files and summary["eval_split"] == split
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """Views and evaluation are normalised alike; streamed images get the views that images in memory get."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtkernels.train.config import Config, SettingError
 from mtkernels.train.data import Draw, ImageSet, Pixels, Quarantine, RawData, Views
@@ -66,6 +68,62 @@ def test_views_depend_on_image_pass_and_view_alone(augment):
     assert not torch.equal(first[0], first[1])
     for other in (views(draw_of(passes=4), 0), Views(replace(config, seed=1), data, 2)(draw_of(), 0)):
         assert not torch.equal(other[0], first[0])
+
+
+AHEAD = {
+    "translate": {"augment": "translate", "translate": 3, "flip": True, "normalize": "channels"},
+    "noise": {"augment": "translate", "shared_flip": True, "normalize": "image", "noise": 0.1},
+    "imagenet": {"augment": "imagenet", "image_size": 8, "normalize": "channels"},
+    "affine": {"augment": "affine", "noise": 0.1},
+    "none": {"augment": "none", "normalize": "image"},
+}
+
+
+@pytest.mark.parametrize("name", AHEAD)
+def test_views_of_many_steps_are_those_of_each_to_the_bit(name):
+    config = replace(PLAIN, **AHEAD[name])
+    data = dataset(replace(config, image_size=None))
+    random = torch.Generator().manual_seed(0)
+    rows = torch.randint(40, (7, 20), generator=random), torch.randint(5, (7, 20), generator=random)
+    draws = [Draw(index, passes, 3) for index, passes in zip(*rows, strict=True)]
+    views = Views(config, data, 2)
+    steps = zip(draws, views.ahead(draws, 30), strict=True)
+    for step, (draw, ahead) in enumerate(steps, 30):
+        assert len(ahead) == 2 and all(view.is_contiguous() for view in ahead)
+        assert all(map(torch.equal, ahead, views(draw, step)))
+        assert all(
+            map(torch.equal, ahead, Views(config, data, 2)(draw, step))
+        )  # one that has seen no other batch
+
+
+@pytest.mark.parametrize(("name", "each"), [("translate", 1), ("imagenet", 1), ("noise", 7)])
+def test_the_random_parameters_of_many_steps_are_drawn_at_once(name, each):
+    """So a step launches `mtkernels.augment` and its noise, three for each view."""
+    config = replace(PLAIN, **AHEAD[name])
+    views = Views(config, dataset(replace(config, image_size=None)), 2)
+    views(draw_of(), 0)
+    few, many = (launches(lambda count=count: list(views.ahead([draw_of()] * count, 0))) for count in (2, 66))
+    assert many - few == 64 * each
+
+
+def launches(run: Callable[[], object]) -> int:
+    """Calls of operators that compute, views of memory left out."""
+
+    class Count(TorchDispatchMode):
+        calls = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.calls += not func.is_view and func.overloadpacket is not torch.ops.aten.empty
+            return func(*args, **(kwargs or {}))
+
+    with Count() as count:
+        run()
+    return count.calls
+
+
+def test_batches_of_unequal_size_are_not_drawn_together():
+    with pytest.raises(RuntimeError, match="equal size"):
+        next(Views(PLAIN, dataset(PLAIN), 1).ahead([draw_of(20), draw_of(19)], 0))
 
 
 @pytest.mark.parametrize("augment", ["translate", "imagenet"])

@@ -19,7 +19,7 @@ from mtkernels.backends.triton.consistency_tile import logit_tile, tile_in_block
 from mtkernels.backends.triton.decay import parts
 from mtkernels.backends.triton.launch import FP_FUSION, on_device, ticket_of
 from mtkernels.backends.triton.layout import first_of_row, layout
-from mtkernels.backends.triton.partials import PARTIALS, add_up, comes_last, leave, new_partials
+from mtkernels.backends.triton.partials import PARTIALS, add_up, comes_last, has_fp64, leave, new_partials
 from mtkernels.backends.triton.row_math import divide, given, number
 
 _NO_OPTIONS = LossOptions()
@@ -64,20 +64,21 @@ def _consistency_kernel(
     BLOCK: tl.constexpr,
     ONE_BLOCK: tl.constexpr,
     PARTIALS: tl.constexpr,
+    FP64: tl.constexpr,
 ):
     wide: tl.constexpr = loss.dtype.element_ty
-    one = tl.full([1, 1], 1.0, wide)
+    row_dtype: tl.constexpr = tl.float64 if FP64 else wide
+    one = tl.full([1, 1], 1.0, row_dtype)
     count = classes * UNIT
     inverse_classes = divide(one, one * count)
     scale = divide(one, one * rows) if REDUCTION == "mean" else one
     scales = (
-        scale if student_scale is None else scale * number(student_scale, wide),
-        scale if teacher_scale is None else scale * number(teacher_scale, wide),
+        scale if student_scale is None else scale * number(student_scale, row_dtype),
+        scale if teacher_scale is None else scale * number(teacher_scale, row_dtype),
     )
     least = None if threshold is None and threshold_at is None else given(threshold, threshold_at, wide)
-    smooth = None if smoothing is None else number(smoothing, wide)
-    sums: tl.constexpr = wide if partials is None else partials.dtype.element_ty
-    losses = tl.zeros([ROWS, 1], sums)
+    smooth = None if smoothing is None else number(smoothing, row_dtype)
+    losses = tl.zeros([ROWS, 1], row_dtype)
     counted = tl.zeros([ROWS, 1], tl.int32)
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         outer = (tile // inner_tiles).to(tl.int64)
@@ -91,34 +92,34 @@ def _consistency_kernel(
             dstudents = first_of_row(dstudent, outer, row, sizes, dstudent_strides, UNIT)
         if GRADIENTS & 2:
             dteachers = first_of_row(dteacher, outer, row, sizes, dteacher_strides, UNIT)
-        factor = tl.full([ROWS, 1], 1.0, wide)
+        factor = tl.full([ROWS, 1], 1.0, row_dtype)
         if weight is not None:
             weights = first_of_row(weight, outer, row, sizes, weight_strides, 1)
-            factor = tl.load(weights, mask=in_row, other=0.0).to(wide)
+            factor = tl.load(weights, mask=in_row, other=0.0).to(row_dtype)
         at = (students, teachers, dstudents, dteachers)
         along = (student_strides[0], teacher_strides[0], dstudent_strides[0], dteacher_strides[0])
         if LOSS == "logit_mse":
             tile_losses, kept = logit_tile(
-                GRADIENTS, BLOCK, at, along, count, in_row, factor, scales, inverse_classes
+                GRADIENTS, BLOCK, at, along, count, in_row, factor, scales, inverse_classes, wide
             )
         else:
             walk: tl.constexpr = tile_in_one_block if ONE_BLOCK else tile_in_blocks
             tile_losses, kept = walk(
                 LOSS, GRADIENTS, HARD, BLOCK,
                 at, along, count, in_row, center, center_stride, student_scale, teacher_scale,
-                factor, least, smooth, scales, inverse_classes,
+                factor, least, smooth, scales, inverse_classes, wide,
             )  # fmt: skip
         if REDUCTION == "none":
-            tl.store(loss + outer * inner + row, tile_losses, mask=in_row)
+            tl.store(loss + outer * inner + row, tile_losses.to(wide), mask=in_row)
         else:
-            losses += tile_losses.to(sums)
+            losses += tile_losses
         counted += kept.to(tl.int32)
     if partials is not None:
         leave(partials, 0, tl.sum(losses))
         if utilization is not None:
             leave(partials, 1, tl.sum(counted))
         if comes_last(ticket):
-            all_rows = tl.full([], 1, sums) * rows
+            all_rows = tl.full([], 1, row_dtype) * rows
             if REDUCTION == "mean":
                 tl.store(loss, divide(add_up(partials, 0, PARTIALS), all_rows).to(wide))
             elif REDUCTION == "sum":
@@ -169,7 +170,7 @@ def consistency(
             at.row_strides[0] if at.row_strides else _NO_STRIDES,
             LOSS=op, GRADIENTS=gradients, HARD=options.hard, REDUCTION=reduction, UNIT=at.unit,
             ROWS=at.tile_rows, BLOCK=at.block, ONE_BLOCK=at.one_block, PARTIALS=PARTIALS,
-            num_warps=at.num_warps, enable_fp_fusion=FP_FUSION,
+            FP64=has_fp64(student.device), num_warps=at.num_warps, enable_fp_fusion=FP_FUSION,
         )  # fmt: skip
     return loss, dstudent, dteacher, utilization
 

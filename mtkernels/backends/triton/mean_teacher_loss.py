@@ -112,14 +112,15 @@ def _mean_teacher_loss_kernel(
     PARTIALS: tl.constexpr,
 ):
     wide: tl.constexpr = total.dtype.element_ty
+    row_dtype: tl.constexpr = partials.dtype.element_ty
     GRADIENT: tl.constexpr = dstudent is not None
     SECOND: tl.constexpr = second is not None
-    one = tl.full([1, 1], 1.0, wide)
+    one = tl.full([1, 1], 1.0, row_dtype)
     count = classes * UNIT
     inverse_classes = divide(one, one * count)
     scale = divide(one, one * tl.maximum(rows, 1))
-    by_weight = given(weight, weight_at, wide)
-    by_cost = given(cost, cost_at, wide)
+    by_weight = given(weight, weight_at, row_dtype)
+    by_cost = given(cost, cost_at, row_dtype)
     class_scale = scale
     if GRADIENT and BY_LABELED:
         if counters is None:
@@ -127,7 +128,7 @@ def _mean_teacher_loss_kernel(
         else:
             labeled = tl.sum(tl.load(counters + tl.arange(0, COUNTERS)))
         class_scale = divide(one, one * tl.maximum(labeled, 1))
-    class_losses = tl.zeros([ROWS, 1], partials.dtype.element_ty)
+    class_losses = tl.zeros([ROWS, 1], row_dtype)
     consistency = class_losses
     distance = class_losses
     labeled_rows = tl.zeros([ROWS, 1], tl.int32)
@@ -165,12 +166,12 @@ def _mean_teacher_loss_kernel(
             LOSS, GRADIENT, SECOND, BLOCK,
             (students, teachers, seconds, dstudents, dseconds),
             (student_strides[0], teacher_strides[0], second_strides[0], dstudent_strides[0], dsecond_strides[0]),
-            count, in_row, label, (own_a, own_b), scales, inverse_classes,
+            count, in_row, label, (own_a, own_b), scales, inverse_classes, wide,
         )  # fmt: skip
         of_class = tl.where(is_labeled & (is_class == 0), float("nan"), of_class)
-        class_losses += of_class.to(class_losses.dtype)
-        consistency += of_consistency.to(class_losses.dtype)
-        distance += of_distance.to(class_losses.dtype)
+        class_losses += of_class
+        consistency += of_consistency
+        distance += of_distance
         ranked_a = is_class & (own_a == own_a)
         ranked_b = is_class & (own_b == own_b)
         labeled_rows += is_labeled.to(tl.int32)

@@ -12,11 +12,11 @@ PARTIALS = 1024  # added up at a time
 
 def new_partials(slots: int, programs: int, wide: torch.dtype, device: torch.device) -> Tensor:
     """Of fp64 where the device has it."""
-    return torch.empty(slots, programs, dtype=torch.float64 if _has_fp64(device) else wide, device=device)
+    return torch.empty(slots, programs, dtype=torch.float64 if has_fp64(device) else wide, device=device)
 
 
 @functools.cache
-def _has_fp64(device: torch.device) -> bool:
+def has_fp64(device: torch.device) -> bool:
     return device.type != "xpu" or torch.xpu.get_device_properties(device).has_fp64
 
 

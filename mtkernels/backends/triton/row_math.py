@@ -1,7 +1,8 @@
 """What the losses work out of a tile of rows: csrc/consistency.h and the ops' headers, in their letters.
 
-x = (a - ma) / temperature with ma = max a, ea = exp(x), za = sum ea, and so with b; d = p - q, where p = ea / za.
+x = (a - ma) / temperature with ma = max a, ea = exp(x), za = sum ea, and so with b; d = zb (p - q), where p = ea / za.
 LOSS: an op's name. GRADIENTS: 1 the student's, 2 the teacher's, 3 both. Numbers of the host come in decay.py's parts.
+Logits, maxima and gradients are in `wide`, what else a row has one of in `row_dtype`: fp64 where the device has it.
 """
 
 import triton
@@ -20,8 +21,25 @@ def divide(x, y):
 
 
 @triton.jit
-def row_sum(x):
-    return tl.sum(x, axis=1, keep_dims=True)
+def exponential(x):
+    """exp(x) for x <= 0. tl.exp takes one number for log2 e, whose rounding all exponentials of a row would share; both
+    parts are positive, so that -inf stays -inf."""
+    if x.dtype == tl.float64:
+        return tl.exp(x)
+    else:
+        return tl.exp2(tl.fma(x, 1.442695021629333, x * 1.925963033500011e-08))
+
+
+@triton.jit
+def row_sum(x, dtype: tl.constexpr):
+    """By fours, whose sums are added up in dtype: where one class outweighs the rest, each further addition in fp32 rounds
+    off at its size."""
+    if x.dtype == dtype:
+        return tl.sum(x, axis=1, keep_dims=True)
+    else:
+        FEW: tl.constexpr = 4 if x.shape[1] >= 4 else 1
+        few = tl.sum(tl.reshape(x, [x.shape[0], x.shape[1] // FEW, FEW]), axis=2)
+        return tl.sum(few.to(dtype), axis=1, keep_dims=True)
 
 
 @triton.jit
@@ -49,6 +67,15 @@ def given(parts, pointer, wide: tl.constexpr):
         return number(parts, wide)
     else:
         return tl.load(pointer).to(wide)
+
+
+@triton.jit
+def split(x, wide: tl.constexpr):
+    """A row's constant in two parts: rounded to one, it would be off by the same for every class, which does not average
+    out."""
+    high = x.to(wide)
+    low = (x - high.to(x.dtype)).to(wide)
+    return high, tl.where(high - high == 0, low, 0.0)
 
 
 @triton.jit
@@ -81,25 +108,26 @@ def load_centered(pointers, columns, stride, classes, in_row, center, center_str
 def online(maximum, z, logits, scale):
     """The running maximum, and the sum of exponentials that goes with it, after more logits."""
     higher = tl.maximum(maximum, row_max(logits))
-    z = z * tl.exp(tempered(maximum - finite(higher), scale))
-    return higher, z + row_sum(tl.exp(tempered(logits - finite(higher), scale)))
+    z = z * exponential(tempered(maximum - finite(higher), scale)).to(z.dtype)
+    return higher, z + row_sum(exponential(tempered(logits - finite(higher), scale)), z.dtype)
 
 
 @triton.jit
 def normalizers(za, zb):
-    """Which rows are masked; p - q = (ea * ratio - eb) * inverse_zb, 0 for equal sides even where it is contracted."""
+    """Which rows are masked; sums that can be divided by; zb / za."""
     masked = (za == 0) | (zb == 0)
     za = tl.where(masked, 1.0, za)
     zb = tl.where(masked, 1.0, zb)
-    return masked, za, zb, divide(zb, za), divide(tl.full(zb.shape, 1.0, zb.dtype), zb)
+    return masked, za, zb, divide(zb, za)
 
 
 @triton.jit
-def factors(masked, inverse_zb, factor, threshold):
+def factors(masked, zb, factor, threshold):
     """Which rows count, and what each is multiplied by. exp(0) = 1 is the largest of eb, so that max q = 1 / zb."""
     kept = masked == 0
     if threshold is not None:
-        kept = kept & ((inverse_zb < threshold) == 0)  # NaN counts
+        most = divide(tl.full(zb.shape, 1.0, zb.dtype), zb).to(threshold.dtype)
+        kept = kept & ((most < threshold) == 0)  # NaN counts
     return kept, tl.where(kept, factor, 0.0)  # whatever the factor is
 
 
@@ -151,63 +179,63 @@ def _logs_over_mean(u, v):
 
 
 @triton.jit
-def contrast(LOSS: tl.constexpr, ea, eb, ratio, inverse_zb):
-    """What tells the sides apart, class by class. softmax_js: log(p / m), log(q / m). Else d, twice."""
+def contrast(LOSS: tl.constexpr, ea, eb, ratio):
+    """What tells the sides apart, class by class. softmax_js: log(p / m), log(q / m). Else d, twice: 0 for equal sides even
+    where it is contracted."""
+    high, low = split(ratio, ea.dtype)
     if LOSS == "softmax_js":
-        return _logs_over_mean(ea * ratio, eb)
+        return _logs_over_mean(ea * high, eb)
     else:
-        d = (ea * ratio - eb) * inverse_zb
+        d = (ea * high - eb) + ea * low
         return d, d
 
 
 @triton.jit
 def sums(
     LOSS: tl.constexpr, GRADIENTS: tl.constexpr, HARD: tl.constexpr,
-    x, y, ea, eb, ratio, u, v, columns, classes, target, smoothing,
+    x, y, ea, eb, u, v, columns, classes, target, smoothing, row_dtype: tl.constexpr,
 ):  # fmt: skip
     """Three, 0 where LOSS or GRADIENTS need no more. 0 log 0 = 0, yet a class masked on one side alone may tell.
 
-    softmax_mse: of d^2, ea d, eb d. softmax_kl: of eb (y - x). softmax_reverse_kl: of ea (x - y). softmax_js, times zb:
-    of both sides' terms, p's, q's. softmax_cross_entropy: of eb x (hard: x at the target), of x.
+    softmax_mse: of d^2, ea d, eb d. softmax_kl: of eb (y - x). softmax_reverse_kl: of ea (x - y). softmax_js: of both
+    sides' terms, times za and zb. softmax_cross_entropy: of eb x (hard: x at the target), of x.
     """
-    nothing = tl.zeros([x.shape[0], 1], x.dtype)
+    nothing = tl.zeros([x.shape[0], 1], row_dtype)
     second = nothing
     third = nothing
     if LOSS == "softmax_mse":
-        first = row_sum(u * u)
+        first = row_sum(u * u, row_dtype)
         if GRADIENTS & 1:
-            second = row_sum(ea * u)
+            second = row_sum(ea * u, row_dtype)
         if GRADIENTS & 2:
-            third = row_sum(eb * u)
+            third = row_sum(eb * u, row_dtype)
     elif LOSS == "softmax_kl":
-        first = row_sum(tl.where(eb == 0, 0.0, eb * (y - x)))
+        first = row_sum(tl.where(eb == 0, 0.0, eb * (y - x)), row_dtype)
     elif LOSS == "softmax_reverse_kl":
-        first = row_sum(tl.where(ea == 0, 0.0, ea * (x - y)))
+        first = row_sum(tl.where(ea == 0, 0.0, ea * (x - y)), row_dtype)
     elif LOSS == "softmax_js":
-        of_p = ea * ratio * u
-        of_q = eb * v
-        first = row_sum(of_p + of_q)
-        if GRADIENTS & 1:
-            second = row_sum(of_p)
-        if GRADIENTS & 2:
-            third = row_sum(of_q)
+        first = row_sum(ea * u, row_dtype)
+        second = row_sum(eb * v, row_dtype)
+        third = second
+    elif HARD:
+        first = row_sum(tl.where(columns == target, x, 0.0), row_dtype)
     else:
-        first = row_sum(tl.where(columns == target, x, 0.0) if HARD else tl.where(eb == 0, 0.0, eb * x))
-        if smoothing is not None:
-            second = row_sum(tl.where(columns < classes, x, 0.0))
+        first = row_sum(tl.where(eb == 0, 0.0, eb * x), row_dtype)
+    if LOSS == "softmax_cross_entropy" and smoothing is not None:
+        second = row_sum(tl.where(columns < classes, x, 0.0), row_dtype)
     return first, second, third
 
 
 @triton.jit
 def row_loss(LOSS: tl.constexpr, HARD: tl.constexpr, first, second, za, zb, smoothing, inverse_classes):
     if LOSS == "softmax_mse":
-        return first * inverse_classes
+        return divide(first * inverse_classes, zb * zb)
     elif LOSS == "softmax_kl":
         return divide(first, zb) + tl.log(divide(za, zb))
     elif LOSS == "softmax_reverse_kl":
         return divide(first, za) + tl.log(divide(zb, za))
     elif LOSS == "softmax_js":
-        return divide(first, 2 * zb)
+        return 0.5 * (divide(first, za) + divide(second, zb))
     else:
         target = first if HARD else divide(first, zb)
         if smoothing is not None:
@@ -216,49 +244,62 @@ def row_loss(LOSS: tl.constexpr, HARD: tl.constexpr, first, second, za, zb, smoo
 
 
 @triton.jit
+def _about_mean(x, total, z, less):
+    """x - total / z - less, the largest roundings first."""
+    high, low = split(divide(total, z), x.dtype)
+    return ((x - high) - less) - low
+
+
+@triton.jit
 def gradient_of_student(
     LOSS: tl.constexpr, HARD: tl.constexpr,
-    x, y, ea, eb, ratio, u, first, second, za, inverse_zb, columns, target, smoothing, scale, inverse_classes,
+    x, y, ea, eb, u, first, second, za, zb, columns, target, smoothing, scale, inverse_classes,
 ):  # fmt: skip
+    wide: tl.constexpr = ea.dtype
     if LOSS == "softmax_mse":
-        return divide(2 * scale * inverse_classes, za) * ea * (u - divide(second, za))
+        lead = divide(2 * scale * inverse_classes, za * zb).to(wide)
+        return lead * ea * _about_mean(u, second, za, 0.0)
     elif LOSS == "softmax_kl":
-        return scale * u
+        return divide(scale, zb).to(wide) * u
     elif LOSS == "softmax_reverse_kl":
-        along = x - y - divide(first, za)
-        return divide(scale, za) * ea * tl.where(ea == 0, 0.0, along)
+        # x is near 0 where p counts, so that one rounding is large, not two
+        return divide(scale, za).to(wide) * ea * tl.where(ea == 0, 0.0, _about_mean(x, first, za, y))
     elif LOSS == "softmax_js":
-        return scale * 0.5 * inverse_zb * (ea * ratio) * (u - second * inverse_zb)
+        return divide(0.5 * scale, za).to(wide) * ea * _about_mean(u, first, za, 0.0)
     elif HARD:
-        p = divide(ea, za + tl.zeros_like(ea))
-        if smoothing is None:
-            return scale * (p - (columns == target).to(p.dtype))
-        else:
-            hot = tl.where(columns == target, 1 - smoothing, 0.0)
-            return scale * (p - (hot + smoothing * inverse_classes))
+        p = divide(ea, za.to(wide) + tl.zeros_like(ea))
+        hot = (columns == target).to(wide)
+        if smoothing is not None:
+            hot = tl.where(columns == target, (1 - smoothing).to(wide), 0.0) + (
+                smoothing * inverse_classes
+            ).to(wide)
+        return scale.to(wide) * (p - hot)
     elif smoothing is None:
-        return scale * u
+        return divide(scale, zb).to(wide) * u
     else:
-        return scale * (u + smoothing * (eb * inverse_zb - inverse_classes))
+        q = eb * divide(tl.full(zb.shape, 1.0, zb.dtype), zb).to(wide)
+        smoothed = (scale * smoothing).to(wide) * (q - inverse_classes.to(wide))
+        return divide(scale, zb).to(wide) * u + smoothed
 
 
 @triton.jit
 def gradient_of_teacher(
-    LOSS: tl.constexpr, x, y, eb, u, v, first, third, zb, inverse_zb, smoothing, scale, inverse_classes
+    LOSS: tl.constexpr, x, y, eb, u, v, first, third, zb, smoothing, scale, inverse_classes
 ):
+    wide: tl.constexpr = eb.dtype
     if LOSS == "softmax_mse":
-        return divide(-2 * scale * inverse_classes, zb) * eb * (u - divide(third, zb))
+        lead = divide(-2 * scale * inverse_classes, zb * zb).to(wide)
+        return lead * eb * _about_mean(u, third, zb, 0.0)
     elif LOSS == "softmax_kl":
-        along = y - x - divide(first, zb)
-        return divide(scale, zb) * eb * tl.where(eb == 0, 0.0, along)
+        return divide(scale, zb).to(wide) * eb * tl.where(eb == 0, 0.0, _about_mean(y, first, zb, x))
     elif LOSS == "softmax_reverse_kl":
-        return -scale * u
+        return divide(-scale, zb).to(wide) * u
     elif LOSS == "softmax_js":
-        return scale * 0.5 * inverse_zb * eb * (v - third * inverse_zb)
+        return divide(0.5 * scale, zb).to(wide) * eb * _about_mean(v, third, zb, 0.0)
     else:
         if smoothing is not None:
             scale = scale * (1 - smoothing)
-        return divide(scale, zb) * eb * tl.where(eb == 0, 0.0, divide(first, zb) - x)
+        return divide(-scale, zb).to(wide) * eb * tl.where(eb == 0, 0.0, _about_mean(x, first, zb, 0.0))
 
 
 @triton.jit

@@ -11,7 +11,8 @@ from mtkernels import _C
 from mtkernels.backends.triton.decay import joined_parts, parts
 from mtkernels.backends.triton.launch import FP_FUSION, on_device
 from mtkernels.backends.triton.layout import first_of_row, layout
-from mtkernels.backends.triton.row_math import divide, row_max, row_sum
+from mtkernels.backends.triton.partials import has_fp64
+from mtkernels.backends.triton.row_math import divide, exponential, row_max, row_sum
 
 # 1 / T is kept among fp32's normal numbers: 0^0 and 1^inf do not come up.
 _LEAST, _MOST = tl.constexpr(1.1754944e-38), tl.constexpr(3.4028234e38)
@@ -33,7 +34,7 @@ def _powers(p, largest, exponent):
         log = tl.where(subnormal, log - 16.635532333438687, log)
     else:
         log = tl.log(ratio)
-    power = tl.where(ratio == 0, 0.0, tl.exp(exponent * log))
+    power = tl.where(ratio == 0, 0.0, exponential(exponent * log))
     return tl.where((p < 0) | (largest < 0), float("nan"), tl.where(exponent == 1, ratio, power))
 
 
@@ -62,8 +63,10 @@ def _sharpen_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     ONE_BLOCK: tl.constexpr,
+    FP64: tl.constexpr,
 ):
     wide: tl.constexpr = tl.float64 if DOUBLES else tl.float32
+    row_dtype: tl.constexpr = tl.float64 if FP64 else wide
     one = tl.full([1, 1], 1.0, wide)
     T = tl.load(temperature).to(wide) if LIVE else joined_parts(temperature).to(wide)
     exponent = tl.minimum(tl.maximum(divide(one, one * T), _LEAST), _MOST)
@@ -80,18 +83,22 @@ def _sharpen_kernel(
             p = tl.where(columns < count, p, -float("inf"))
             largest = row_max(p)
             powers = tl.where(columns < count, _powers(p, largest, exponent), 0.0)
-            _store(to, columns, sharpened_strides[0], count, in_row, powers, row_sum(powers))
+            _store(
+                to, columns, sharpened_strides[0], count, in_row, powers, row_sum(powers, row_dtype).to(wide)
+            )
         else:
             largest = tl.zeros([ROWS, 1], wide) - float("inf")
             for start in range(0, count, BLOCK):
                 columns = start + tl.arange(0, BLOCK)[None, :]
                 p = _load(source, columns, strides[0], count, in_row, wide)
                 largest = tl.maximum(largest, row_max(tl.where(columns < count, p, -float("inf"))))
-            total = tl.zeros([ROWS, 1], wide)
+            total = tl.zeros([ROWS, 1], row_dtype)
             for start in range(0, count, BLOCK):
                 columns = start + tl.arange(0, BLOCK)[None, :]
                 p = _load(source, columns, strides[0], count, in_row, wide)
-                total += row_sum(tl.where(columns < count, _powers(p, largest, exponent), 0.0))
+                powers = tl.where(columns < count, _powers(p, largest, exponent), 0.0)
+                total += row_sum(powers, row_dtype)
+            total = total.to(wide)
             for start in range(0, count, BLOCK):
                 columns = start + tl.arange(0, BLOCK)[None, :]
                 p = _load(source, columns, strides[0], count, in_row, wide)
@@ -113,7 +120,7 @@ def sharpen(probs: Tensor, temperature: float | Tensor, dim: int = -1) -> Tensor
             probs, sharpened, temperature if live else parts(_clamped(float(temperature))),
             at.inner, at.inner_tiles, at.classes, at.tiles, at.sizes, at.strides[0], at.strides[-1],
             LIVE=live, DOUBLES=doubles, UNIT=at.unit, ROWS=at.tile_rows, BLOCK=at.block, ONE_BLOCK=at.one_block,
-            num_warps=at.num_warps, enable_fp_fusion=FP_FUSION,
+            FP64=has_fp64(probs.device), num_warps=at.num_warps, enable_fp_fusion=FP_FUSION,
         )  # fmt: skip
     return sharpened
 

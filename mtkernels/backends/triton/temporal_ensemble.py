@@ -12,8 +12,16 @@ from mtkernels.backends.reference import gradient_dtype
 from mtkernels.backends.triton.decay import joined_parts, parts
 from mtkernels.backends.triton.launch import FP_FUSION, on_device, ticket_of
 from mtkernels.backends.triton.layout import layout
-from mtkernels.backends.triton.partials import PARTIALS, add_up, comes_last, leave, new_partials
-from mtkernels.backends.triton.row_math import divide, finite, narrowed, number, row_max, row_sum
+from mtkernels.backends.triton.partials import PARTIALS, add_up, comes_last, has_fp64, leave, new_partials
+from mtkernels.backends.triton.row_math import (
+    divide,
+    exponential,
+    finite,
+    narrowed,
+    number,
+    row_max,
+    row_sum,
+)
 
 
 @triton.jit
@@ -22,15 +30,15 @@ def _load(pointers, columns, stride, mask, other, wide: tl.constexpr):
 
 
 @triton.jit
-def _row(sum_e, sum_z, corrected, RENORMALIZE: tl.constexpr):
+def _row(sum_e, sum_z, corrected, RENORMALIZE: tl.constexpr, wide: tl.constexpr):
     """1 / sum_e, what z is multiplied by, whether the row is masked, and whether it has no target."""
     masked = sum_e == 0
     one = tl.full(sum_e.shape, 1.0, sum_e.dtype)
-    inverse = divide(one, tl.where(masked, 1.0, sum_e))
+    inverse = divide(one, tl.where(masked, 1.0, sum_e)).to(wide)
     if RENORMALIZE:
-        return inverse, divide(one, tl.where(sum_z == 0, 1.0, sum_z)), masked, masked | (sum_z == 0)
+        return inverse, divide(one, tl.where(sum_z == 0, 1.0, sum_z)).to(wide), masked, masked | (sum_z == 0)
     else:
-        return inverse, one * corrected, masked, masked
+        return inverse, (one * corrected).to(wide), masked, masked
 
 
 @triton.jit
@@ -50,33 +58,37 @@ def _write(
 def _tile_in_one_block(
     students, samples, gradients, stride, gradient_stride, classes, in_row, inside, no_target,
     alpha, beta, corrected, factor,
-    GRADIENT: tl.constexpr, RENORMALIZE: tl.constexpr, BLOCK: tl.constexpr, wide: tl.constexpr,
+    GRADIENT: tl.constexpr, RENORMALIZE: tl.constexpr, BLOCK: tl.constexpr,
+    wide: tl.constexpr, row_dtype: tl.constexpr,
 ):  # fmt: skip
     columns = tl.arange(0, BLOCK)[None, :]
     mask = in_row & (columns < classes)
     a = _load(students, columns, stride, mask, -float("inf"), wide)
     z = _load(samples, columns, 1, mask & inside, 0.0, wide)
-    e = tl.exp(a - finite(row_max(a)))
-    inverse, corrected, masked, idle = _row(row_sum(e), row_sum(z), corrected, RENORMALIZE)
+    e = exponential(a - finite(row_max(a)))
+    inverse, corrected, masked, idle = _row(
+        row_sum(e, row_dtype), row_sum(z, row_dtype), corrected, RENORMALIZE, wide
+    )
     idle = idle | no_target
     p = e * inverse
     d = p - z * corrected
-    along = row_sum(p * d)
+    along = row_sum(p * d, row_dtype).to(wide)
     _write(
         samples, gradients, columns, gradient_stride, mask, p, z, d, along, factor, alpha, beta, masked, idle,
         inside, GRADIENT,
     )  # fmt: skip
-    return row_sum(d * d), idle
+    return row_sum(d * d, row_dtype), idle
 
 
 @triton.jit
 def _tile_in_blocks(
     students, samples, gradients, stride, gradient_stride, classes, in_row, inside, no_target,
     alpha, beta, corrected, factor,
-    GRADIENT: tl.constexpr, RENORMALIZE: tl.constexpr, BLOCK: tl.constexpr, wide: tl.constexpr,
+    GRADIENT: tl.constexpr, RENORMALIZE: tl.constexpr, BLOCK: tl.constexpr,
+    wide: tl.constexpr, row_dtype: tl.constexpr,
 ):  # fmt: skip
-    zero = tl.zeros(students.shape, wide)
-    maximum = zero - float("inf")
+    zero = tl.zeros(students.shape, row_dtype)
+    maximum = tl.zeros(students.shape, wide) - float("inf")
     sum_e = zero
     sum_z = zero
     for start in range(0, classes, BLOCK):
@@ -84,27 +96,29 @@ def _tile_in_blocks(
         mask = in_row & (columns < classes)
         a = _load(students, columns, stride, mask, -float("inf"), wide)
         higher = tl.maximum(maximum, row_max(a))
-        sum_e = sum_e * tl.exp(maximum - finite(higher)) + row_sum(tl.exp(a - finite(higher)))
+        sum_e = sum_e * exponential(maximum - finite(higher)).to(row_dtype)
+        sum_e += row_sum(exponential(a - finite(higher)), row_dtype)
         maximum = higher
         if RENORMALIZE:
-            sum_z += row_sum(_load(samples, columns, 1, mask & inside, 0.0, wide))
+            sum_z += row_sum(_load(samples, columns, 1, mask & inside, 0.0, wide), row_dtype)
     maximum = finite(maximum)
-    inverse, corrected, masked, idle = _row(sum_e, sum_z, corrected, RENORMALIZE)
+    inverse, corrected, masked, idle = _row(sum_e, sum_z, corrected, RENORMALIZE, wide)
     idle = idle | no_target
     squares = zero
     along = zero
     for start in range(0, classes, BLOCK):
         columns = start + tl.arange(0, BLOCK)[None, :]
         mask = in_row & (columns < classes)
-        p = tl.exp(_load(students, columns, stride, mask, -float("inf"), wide) - maximum) * inverse
+        p = exponential(_load(students, columns, stride, mask, -float("inf"), wide) - maximum) * inverse
         d = p - _load(samples, columns, 1, mask & inside, 0.0, wide) * corrected
-        squares += row_sum(d * d)
-        along += row_sum(p * d)
+        squares += row_sum(d * d, row_dtype)
+        along += row_sum(p * d, row_dtype)
+    along = along.to(wide)
     tl.debug_barrier()  # all of the row has been read
     for start in range(0, classes, BLOCK):
         columns = start + tl.arange(0, BLOCK)[None, :]
         mask = in_row & (columns < classes)
-        p = tl.exp(_load(students, columns, stride, mask, -float("inf"), wide) - maximum) * inverse
+        p = exponential(_load(students, columns, stride, mask, -float("inf"), wide) - maximum) * inverse
         z = _load(samples, columns, 1, mask & inside, 0.0, wide)
         d = p - z * corrected
         _write(
@@ -150,9 +164,11 @@ def _temporal_ensemble_kernel(
     BLOCK: tl.constexpr,
     ONE_BLOCK: tl.constexpr,
     PARTIALS: tl.constexpr,
+    FP64: tl.constexpr,
 ):
     wide: tl.constexpr = loss.dtype.element_ty
-    one = tl.full([1, 1], 1.0, wide)
+    row_dtype: tl.constexpr = tl.float64 if FP64 else wide
+    one = tl.full([1, 1], 1.0, row_dtype)
     inverse_classes = divide(one, one * classes)
     scale = one
     if REDUCTION == "mean":
@@ -166,8 +182,7 @@ def _temporal_ensemble_kernel(
         if CORRECTION == "bias":
             corrected = live
     GRADIENT: tl.constexpr = dstudent is not None
-    sums: tl.constexpr = wide if partials is None else partials.dtype.element_ty
-    losses = tl.zeros([ROWS, 1], sums)
+    losses = tl.zeros([ROWS, 1], row_dtype)
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         row = (tl.full([], ROWS, tl.int64) * tile) + tl.arange(0, ROWS)[:, None]
         in_row = row < rows
@@ -181,18 +196,18 @@ def _temporal_ensemble_kernel(
         run: tl.constexpr = _tile_in_one_block if ONE_BLOCK else _tile_in_blocks
         squares, idle = run(
             students, samples, gradients, student_strides[1], dstudent_strides[1], classes, in_row, inside,
-            no_target, alpha, beta, corrected, 2 * scale * inverse_classes,
-            GRADIENT, CORRECTION == "renormalize", BLOCK, wide,
+            no_target, alpha, beta, corrected, (2 * scale * inverse_classes).to(wide),
+            GRADIENT, CORRECTION == "renormalize", BLOCK, wide, row_dtype,
         )  # fmt: skip
         tile_losses = tl.where(inside, tl.where(idle, 0.0, squares * inverse_classes), float("nan"))
         if REDUCTION == "none":
-            tl.store(loss + row, tile_losses, mask=in_row)
+            tl.store(loss + row, tile_losses.to(wide), mask=in_row)
         else:
-            losses += tl.where(in_row, tile_losses, 0.0).to(sums)
+            losses += tl.where(in_row, tile_losses, 0.0)
     if partials is not None:
         leave(partials, 0, tl.sum(losses))
         if comes_last(ticket):
-            divisor = tl.full([], 1, sums) * (rows if REDUCTION == "mean" else 1)
+            divisor = tl.full([], 1, row_dtype) * (rows if REDUCTION == "mean" else 1)
             tl.store(loss, divide(add_up(partials, 0, PARTIALS), divisor).to(wide))
 
 
@@ -229,7 +244,7 @@ def temporal_ensemble_(
             max(rows, 1), at.tiles, ensemble.shape[0], classes,
             strides[0], ensemble.stride(0), strides[1], index.stride(0),
             CORRECTION=correction, HAS_TARGET=has_target, REDUCTION=reduction, ROWS=at.tile_rows,
-            BLOCK=at.block, ONE_BLOCK=at.one_block, PARTIALS=PARTIALS, num_warps=at.num_warps,
+            BLOCK=at.block, ONE_BLOCK=at.one_block, PARTIALS=PARTIALS, FP64=has_fp64(student.device), num_warps=at.num_warps,
             enable_fp_fusion=FP_FUSION,
         )  # fmt: skip
     return loss, dstudent

@@ -11,10 +11,14 @@ from .catalog import Presets, presets
 from .data import Data, data
 from .report import Demo, Report, demo, report
 from .train import Train, defaults, train
+from .use import Evaluate, Export, Predict, evaluate, export, predict_files
 
-Command = Train | Report | Demo | Presets | Data
+Command = Train | Evaluate | Predict | Export | Report | Demo | Presets | Data
 _PERFORM: dict[type, Callable[..., int]] = {
     Train: train,
+    Evaluate: evaluate,
+    Predict: predict_files,
+    Export: export,
     Report: report,
     Demo: demo,
     Presets: presets,
@@ -30,6 +34,9 @@ def parse(argv: Sequence[str]) -> Command:
     start = defaults(argv[1:]) if argv[:1] == ["train"] else defaults([])
     commands = (
         Annotated[Train, tyro.conf.subcommand("train", default=start)]
+        | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+        | Annotated[Predict, tyro.conf.subcommand("predict")]
+        | Annotated[Export, tyro.conf.subcommand("export")]
         | Annotated[Report, tyro.conf.subcommand("report")]
         | Annotated[Demo, tyro.conf.subcommand("demo")]
         | Annotated[Presets, tyro.conf.subcommand("presets")]

@@ -6,10 +6,10 @@ from pathlib import Path
 import tyro
 
 from ..console import print_table
-from ..files import free_path, write_with
+from ..files import free_path, write_csv, write_with
 from ..plots import plot_groups
 from ..presets import PRESETS
-from ..report import Run, group_runs, mean_and_deviation, read_runs, table
+from ..report import Run, each_run, group_runs, markdown, mean_and_deviation, read_runs, table
 from .train import train_one
 
 _DEMO_METHODS = {"supervised": "supervised-only", "mean-teacher": "Mean Teacher"}
@@ -17,12 +17,12 @@ _DEMO_METHODS = {"supervised": "supervised-only", "mean-teacher": "Mean Teacher"
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Print a table over runs (mean and standard deviation over seeds), and save a figure."""
+    """Print a table over runs (mean and standard deviation over seeds); save it, a figure and each run's errors."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]] = (Path("runs"),)
     """Run folders, or folders that hold them."""
     out: Path = Path("runs/report.png")
-    """Where the figure goes."""
+    """Where the figure goes; the table lies beside it as .md, the runs as .csv."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +48,11 @@ def report(command: Report) -> int:
     if not groups:
         raise FileNotFoundError(f"no finished run in {', '.join(map(str, command.runs))}")
     _save_groups(command.out, groups)
-    print_table(table(groups))
-    print(f"figure: {command.out}")
+    rows = table(groups)
+    write_with(command.out.with_suffix(".md"), lambda path: path.write_text(markdown(rows), encoding="utf-8"))
+    write_csv(command.out.with_suffix(".csv"), each_run(groups))
+    print_table(rows)
+    print(f"figure: {command.out}; beside it the table (.md) and each run (.csv)")
     return 0
 
 

@@ -2,6 +2,8 @@
 
 import argparse
 import contextlib
+import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +15,10 @@ try:
 except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
+from ..checkpoint import checkpoints, find_checkpoint
 from ..cli import INTERRUPTED
 from ..config import LENGTHS, Config, SettingError, suggestion
+from ..distributed import is_main
 from ..presets import PRESETS
 from ..run import prepare, run
 
@@ -36,17 +40,22 @@ class Train:
     """Print the settings as TOML, and do nothing."""
     dry_run: bool = False
     """Read the data, build the networks, say what would be trained; write nothing."""
+    resume: str | None = None
+    """Go on from a run's folder or one of its checkpoints, with its settings and those given here; auto: from the
+    folder that --name names, where there is one (the same command starts a run and restarts it)."""
     config: tyro.conf.FlagConversionOff[tyro.conf.OmitArgPrefixes[Config]]
 
 
 def defaults(argv: Sequence[str]) -> Train:
     """What the flags of `argv` start from."""
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in ("preset", "config-file", "dataset"):
+    for name in ("preset", "config-file", "dataset", "resume"):
         early.add_argument(f"--{name}")
-    found = argparse.Namespace(preset=None, config_file=None, dataset=None)
+    found = argparse.Namespace(preset=None, config_file=None, dataset=None, resume=None)
     with contextlib.suppress(argparse.ArgumentError):  # tyro will say what is wrong with it
         found = early.parse_known_args(argv)[0]
+    if found.resume not in (None, "auto") and not (found.preset or found.config_file):
+        return Train(preset="the run's", config=settings_of_run(Path(found.resume)))
     settings = read_settings(Path(found.config_file)) if found.config_file else {}
     dataset = found.dataset or settings.get("dataset", "digits")
     preset = found.preset or settings.pop("preset", None) or _REFERENCE.get(dataset, "reference")
@@ -81,6 +90,17 @@ def _check_units(
                 )
 
 
+def settings_of_run(path: Path) -> Config:
+    """Those that a run's folder, or that of its checkpoint, was trained with."""
+    file = find_checkpoint(path).parents[1] / "config.json"
+    try:
+        return Config.from_dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise SettingError(
+            f"resume must be a run's folder, or a checkpoint in it: {file}: {error}"
+        ) from error
+
+
 def read_settings(path: Path) -> dict[str, object]:
     """The settings of a TOML file."""
     try:
@@ -102,6 +122,21 @@ def _toml(value: object) -> str:
     return f"[{', '.join(map(_toml, value))}]" if isinstance(value, list) else repr(value)
 
 
+def resumed(command: Train) -> Path | None:
+    """The run or checkpoint to go on from."""
+    if command.resume != "auto":
+        return None if command.resume is None else Path(command.resume)
+    config = command.config
+    if config.name is None:
+        raise SettingError("name must be given where resume is auto, got None")
+    folder = config.out / config.name
+    if checkpoints(folder):
+        return folder
+    if (folder / "config.json").exists() and not (folder / "summary.json").exists():
+        shutil.rmtree(folder)  # a run that was killed before its first checkpoint
+    return None
+
+
 def train(command: Train) -> int:
     """Do it, and return the exit code."""
     if command.print_config:
@@ -110,7 +145,7 @@ def train(command: Train) -> int:
         return 0
     if command.dry_run:
         return dry_run(command.config)
-    return train_one(command.config)
+    return train_one(command.config, resume=resumed(command))
 
 
 def dry_run(config: Config) -> int:
@@ -132,9 +167,11 @@ def dry_run(config: Config) -> int:
     return 0
 
 
-def train_one(config: Config) -> int:
+def train_one(config: Config, *, resume: Path | None = None) -> int:
     """Train, say how it ended, and return the exit code."""
-    folder, summary = run(config)
+    folder, summary = run(config, resume=resume)
+    if not is_main():
+        return 0
     end = "stopped at step" if summary["interrupted"] else "finished step"
     errors = [f"{role} {summary[f'{role}_error']:.2f}%" for role in ("student", "teacher")]
     print(

@@ -8,7 +8,7 @@ from .dataset import Dataset, make_dataset
 from .decode import Quarantine
 from .digits import digits
 from .evaluation import Evaluation
-from .feed import Batch, make_feed
+from .feed import Batch, Counts, Feed, make_feed
 from .folder import class_folders
 from .npz import npz
 from .raw import NO_LABEL, ImageFiles, ImageSet, RawData
@@ -56,6 +56,7 @@ __all__ = [
     "NO_LABEL",
     "Batch",
     "Batches",
+    "Counts",
     "Dataset",
     "Draw",
     "EpochBatches",

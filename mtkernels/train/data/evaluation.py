@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from ..config import Config
+from ..distributed import ALONE, Ranks
 from .dataset import Dataset
 from .stream import EvalBatches
 from .views import Pixels, side_of
@@ -14,9 +15,13 @@ _STREAMED_ROWS = 100
 
 
 class Evaluation:
-    """Iterates over (pixels, labels), always the same, not augmented; of files, those that are broken are left out."""
+    """Iterates over (pixels, labels), always the same, not augmented; of files, those that are broken are left out.
 
-    def __init__(self, config: Config, data: Dataset) -> None:
+    Each rank has its share of every batch, which may be empty.
+    """
+
+    def __init__(self, config: Config, data: Dataset, ranks: Ranks = ALONE) -> None:
+        self.ranks = ranks
         self.images, self.labels = data.evaluation.images, data.evaluation.labels
         self.classes, self.device = data.classes, data.device
         self.pixels = Pixels(data.raw, config)
@@ -30,6 +35,7 @@ class Evaluation:
                 workers=config.workers,
                 pin=self.device.type == "cuda",
                 quarantine=data.quarantine,
+                share=slice(ranks.rank, None, ranks.world),
             )
 
     def __len__(self) -> int:
@@ -40,5 +46,6 @@ class Evaluation:
             for images, labels in self.batches:
                 yield self.pixels(images.to(self.device)), labels.to(self.device)
             return
+        share = slice(self.ranks.rank, None, self.ranks.world)
         for images, labels in zip(self.images.split(_ROWS), self.labels.split(_ROWS), strict=True):
-            yield self.pixels(images), labels
+            yield self.pixels(images[share]), labels[share]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -31,6 +32,16 @@ class Parameters:
         """Those of one row, as a batch of one."""
         parts = (self.geometry, self.color, self.erase)
         return Parameters(*(None if part is None else part[:, at : at + 1].contiguous() for part in parts))
+
+    def batches(self, count: int) -> "list[Parameters]":
+        """Those of `count` batches of as many rows each, that are one after the other here."""
+        columns = []
+        for part in (self.geometry, self.color, self.erase):
+            if part is None:
+                columns.append([None] * count)
+            else:
+                columns.append(part.unflatten(1, (count, -1)).transpose(0, 1).contiguous().unbind())
+        return [Parameters(*parts) for parts in zip(*columns, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -305,7 +316,7 @@ def color_jitter(draw: Tensor, amounts: Sequence[float], means: Tensor | None = 
     means = (means.unsqueeze(-1) if means.dim() == 1 else means).expand(*contrast.shape, 3).unsqueeze(-1)
     color = _color(zero + 1, zero, zero)
     for change in draw[..., 4:].argsort(dim=-1, stable=True).unbind(-1):
-        red, green, blue = (color[..., :3] @ means + color[..., 3:]).squeeze(-1).unbind(-1)
+        red, green, blue = (_product(color[..., :3], means) + color[..., 3:]).squeeze(-1).unbind(-1)
         grey = _GREY[0] * red + _GREY[1] * green + _GREY[2] * blue
         changes = torch.stack(
             [scaled, _color(contrast, zero, (1 - contrast) * grey), desaturated, turned], -3
@@ -351,8 +362,14 @@ def _matrix(*entries: Tensor | float) -> Tensor:
 
 def _compose(outer: Tensor, inner: Tensor) -> Tensor:
     """The affine map `inner`, then `outer`: [..., n, n + 1]."""
-    linear, offset = outer[..., :-1], outer[..., -1:]
-    return torch.cat([linear @ inner[..., :-1], linear @ inner[..., -1:] + offset], -1)
+    product = _product(outer[..., :-1], inner)
+    return torch.cat([product[..., :-1], product[..., -1:] + outer[..., -1:]], -1)
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right, with the same bits for any number of rows: a GPU's matrix product may go by it."""
+    inner = range(left.shape[-1])
+    return reduce(torch.add, (left[..., k : k + 1] * right[..., k : k + 1, :] for k in inner))
 
 
 def _about_centre(batch: Batch, *entries: Tensor | float) -> Tensor:

@@ -18,6 +18,11 @@ class Draw(NamedTuple):
     passes: Tensor  # [batch_size] int64: which permutation of its stream a row comes from
     unlabeled: int  # so many rows, the first ones, are taken as unlabeled
 
+    def take(self, rows: Tensor) -> "Draw":
+        """Some rows of it, in their order."""
+        rows = rows.to(self.index.device)
+        return Draw(self.index[rows], self.passes[rows], int((rows < self.unlabeled).sum()))
+
 
 class _Permutations:
     """Random permutations of `indices`, one per epoch; keeps the last two, as batches move forward."""

@@ -89,19 +89,23 @@ class EvalBatches:
         prefetch: int = 2,
         pin: bool = False,
         quarantine: Quarantine | None = None,
+        share: slice = slice(None),
     ) -> None:
+        """share: of the images of each batch."""
         self.quarantine = Quarantine(len(files)) if quarantine is None else quarantine
         side = default_side(size) if side is None else side
         rows = _TestRows(files, labels.cpu().numpy(), side, size, self.quarantine.allowed)
         sampler = [
-            range(start, min(start + batch_size, len(files))) for start in range(0, len(files), batch_size)
+            range(start, min(start + batch_size, len(files)))[share]
+            for start in range(0, len(files), batch_size)
         ]
+        self._parted = share.step not in (None, 1)
         self._loader = _loader(rows, sampler, workers, prefetch, pin)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for loaded in _started(self._loader):
             images, labels = _received(loaded, self.quarantine)
-            if len(labels):
+            if len(labels) or self._parted:  # each rank has a part of every batch, were it empty
                 yield images, labels
 
 

@@ -1,6 +1,7 @@
 """What the networks see of a batch: augmented views for training, plain pixels for evaluation."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -18,6 +19,7 @@ from .raw import Facts
 from .sampler import Draw
 
 Statistics = tuple[Tensor, Tensor]  # mean and inverse deviation, each [images]
+_CHUNK = 4096  # images whose statistics are taken at once
 _FLAT = 1e-8  # added to an image's variance: one of a single colour has none
 
 
@@ -54,7 +56,7 @@ class Pixels:
         """What `options` needs of uint8 images, where it needs any."""
         if images.is_floating_point() or not self.by_image:
             return None
-        parts = [image_statistics(part, self.levels) for part in images.split(4096)]
+        parts = [image_statistics(part, self.levels) for part in images.split(_CHUNK)]
         mean, inverse = (torch.cat(column) for column in zip(*parts, strict=True))
         return mean, inverse
 
@@ -115,26 +117,60 @@ class Views:
         self.affine = Augment(**{name: getattr(config, name) for name in amounts})
         self.policy = make_policy(config, data) if config.augment in ("translate", "imagenet") else None
 
+    # Of all images, where batches need them; seconds for half a million, so not before there is a batch.
     @cached_property
     def statistics(self) -> Statistics | None:
-        """Of all images, where batches need them; seconds for half a million, so not before there is a batch."""
+        """What `normalize image` needs of each image."""
         return self.pixels.statistics(self.images)
+
+    @cached_property
+    def means(self) -> Tensor | None:
+        """Mean colours [images, channels], where the policy's contrast needs them."""
+        if not _needs_means(self.policy):
+            return None
+        return torch.cat([self.pixels.means(part) for part in self.images.split(_CHUNK)])
 
     def __call__(self, draw: Draw, step: int) -> list[Tensor]:
         """`count` views [rows, channels, height, width] of the images of a batch."""
-        seed = self.config.seed
-        if self.policy is not None:
-            means = self.pixels.means(self.images[draw.index]) if _needs_means(self.policy) else None
-            size = tuple(self.images.shape[-2:])
-            parameters = self.policy.parameters(
-                draw.index, draw.passes, seed=seed, views=self.count, size=size, means=means
-            )
-            known = self.statistics and tuple(numbers[draw.index] for numbers in self.statistics)
-            options = self.pixels.options(self.images, known, self.count)
-            views = augmented(self.images, draw.index, self.policy, parameters, options)
-            return with_noise(list(views), self.config, step)
+        return next(self.ahead([draw], step))
+
+    def ahead(self, draws: Sequence[Draw], step: int) -> Iterator[list[Tensor]]:
+        """The views of `step` and of the steps after it, one by one; of as many rows each.
+
+        What is random of them is drawn for all at once: on a GPU it takes hundreds of launches, for any number of rows.
+        """
+        if self.policy is None:
+            for at, draw in enumerate(draws, step):
+                yield self._pixelwise(draw, at)
+            return
+        parameters, options = self._arguments(draws)
+        for at, (draw, drawn) in enumerate(zip(draws, parameters, strict=True), step):
+            views = augmented(self.images, draw.index, self.policy, drawn, options)
+            yield with_noise(list(views), self.config, at)
+
+    def _arguments(self, draws: Sequence[Draw]) -> tuple[list[Parameters], dict[str, object]]:
+        """Of `augmented`, each batch's own and what they share."""
+        index = torch.stack([draw.index for draw in draws]).flatten()
+        passes = torch.stack([draw.passes for draw in draws]).flatten()
+        known = self.statistics and tuple(numbers[index] for numbers in self.statistics)
+        drawn = self.policy.parameters(
+            index,
+            passes,
+            seed=self.config.seed,
+            views=self.count,
+            size=tuple(self.images.shape[-2:]),
+            means=None if self.means is None else self.means[index],
+        )
+        options = self.pixels.options(self.images, known, self.count)
+        if "color" in options:
+            drawn = replace(drawn, color=options.pop("color"))
+        return drawn.batches(len(draws)), options
+
+    def _pixelwise(self, draw: Draw, step: int) -> list[Tensor]:
+        """Views that are no call of `mtkernels.augment`."""
         pixels = self.pixels(self.images[draw.index])
         if self.config.augment == "affine":
+            seed = self.config.seed
             return [self.affine(pixels, seed=seed, step=step, view=view) for view in range(self.count)]
         return with_noise([pixels] * self.count, self.config, step)
 
@@ -174,7 +210,7 @@ class StreamViews:
         return torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)
 
 
-def _needs_means(policy: Policy) -> bool:
+def _needs_means(policy: Policy | None) -> bool:
     """Contrast turns about an image's own mean."""
     return isinstance(policy, ResizedCrop) and any(policy.jitter)
 
@@ -198,5 +234,5 @@ def with_noise(views: list[Tensor], config: Config, step: int) -> list[Tensor]:
     for number, view in enumerate(views):
         draw = generator(view.device, config.seed, "noise", step, number)
         noise = torch.randn(view.shape, generator=draw, device=view.device, dtype=view.dtype)
-        noisy.append(view + config.noise * noise)
+        noisy.append(noise.mul_(config.noise).add_(view))
     return noisy

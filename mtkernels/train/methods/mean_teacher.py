@@ -5,6 +5,7 @@ from torch import Tensor
 
 import mtkernels
 
+from ..data.feed import Counts
 from .consistency import consistency_loss, distance_cost, distance_name
 from .method import Method, Objective, heads_of
 
@@ -24,29 +25,36 @@ class MeanTeacher(Method):
     def consistency_weight(self, step: int) -> float:
         return self.timeline.consistency_weight(step)
 
-    def objective(self, views: list[Tensor], labels: Tensor, step: int) -> Objective:
+    def objective(
+        self, views: list[Tensor], labels: Tensor, weight: float | Tensor, counts: Counts
+    ) -> Objective:
         student_view, teacher_view = views
-        output = self.student(student_view)
+        output = self.network(student_view)
         with torch.no_grad():
             target, _ = heads_of(self.teacher(teacher_view))
         logits, consistent = heads_of(output)
-        config, weight = self.config, self.consistency_weight(step)
-        apart = (
-            bool(config.consistency_trust) or not config.consistency_on_labeled
-        )  # not in the fused objective
+        config, rows, over = self.config, len(labels), counts.class_rows
+        # The fused objective divides by the rows at hand: class_loss * (rows / over) is over the whole batch's.
+        share = rows / over
+        others = 1.0 if over is counts.rows else over / counts.rows
+        # Not in the fused objective:
+        apart = bool(config.consistency_trust) or not config.consistency_on_labeled
+        cost = distance_cost(config, logits.shape[1]) if config.heads == 2 else 0.0
         loss = mtkernels.mean_teacher_loss(
             logits,
             target,
             labels,
             second=consistent if config.heads == 2 else None,
             consistency=distance_name(config),
-            consistency_weight=0.0 if apart else weight,
-            logit_distance_cost=distance_cost(config, logits.shape[1]) if config.heads == 2 else 0.0,
-            normalize=config.class_loss_over,
+            consistency_weight=0.0 if apart else weight * others,
+            logit_distance_cost=cost * others,
         )
-        total, consistency = loss.total, loss.consistency_loss
+        terms = {"class_loss": loss.class_loss, "consistency_loss": loss.consistency_loss}
+        terms |= {"distance_loss": loss.logit_distance} if config.heads == 2 else {}
+        total = loss.total
+        if isinstance(share, Tensor) or share != 1.0:  # ranks, parts, class_loss_over
+            total, terms = total * share, {name: term * share for name, term in terms.items()}
         if apart:
-            term = weight * consistency_loss(consistent, target, labels, config)
-            total, consistency = total + term, term.detach()
-        parts = {"class_loss": loss.class_loss, "consistency_loss": consistency}
-        return Objective(total, parts | ({"distance_loss": loss.logit_distance} if config.heads == 2 else {}))
+            term = weight * (rows / counts.rows) * consistency_loss(consistent, target, labels, config)
+            total, terms["consistency_loss"] = total + term, term.detach()
+        return Objective(total, terms)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mtkernels import WeightEMA
 
+from ..data.feed import Counts
 from ..data.raw import NO_LABEL
 from ..timeline import Timeline
 
@@ -29,6 +30,7 @@ class Method(ABC):
     def __init__(self, student: nn.Module, timeline: Timeline, teacher: nn.Module | None = None) -> None:
         """teacher: the first weights of the average, where they are not the student's."""
         self.student, self.timeline, self.config = student, timeline, timeline.config
+        self.network = student  # what is trained: the student, or what wraps it
         self.ema = WeightEMA(student, timeline.ema_decay(), buffers=self.config.buffers, teacher=teacher)
         self.teacher = self.ema.module
         if self.config.teacher_dropout is not None:
@@ -36,33 +38,43 @@ class Method(ABC):
                 if isinstance(module, nn.Dropout):
                     module.p = self.config.teacher_dropout
 
+    @property
+    def headline_model(self) -> nn.Module:
+        """The model whose error stands for the method."""
+        return getattr(self, self.headline)
+
     @abstractmethod
-    def objective(self, views: list[Tensor], labels: Tensor, step: int) -> Objective:
-        """The loss of a batch at `step` (from 0), of `views` views of it."""
+    def objective(
+        self, views: list[Tensor], labels: Tensor, weight: float | Tensor, counts: Counts
+    ) -> Objective:
+        """The loss of a batch or of a part of one, in `views` views: all sums are divided by the whole batch's counts.
+
+        weight: of the consistency loss; a 0-d tensor where the step is captured once for all.
+        """
 
     def consistency_weight(self, step: int) -> float:
-        """The weight of the consistency loss at `step`, for the record; 0 for a method without one."""
+        """The weight of the consistency loss at `step`; 0 for a method without one."""
         return 0.0
 
-    def before_step(self) -> None:
-        """What comes between the gradients and the optimizer's step."""
+    def before_step(self, found_inf: Tensor | None = None) -> None:
+        """What comes between the gradients and the optimizer's step; nothing moves where found_inf is set."""
         if self.config.ema_order == "before":
-            self.ema.update()
+            self.ema.update(found_inf=found_inf)
 
-    def after_step(self) -> None:
+    def after_step(self, found_inf: Tensor | None = None) -> None:
         """What follows the optimizer's step: the teacher moves towards the updated student."""
         if self.config.ema_order == "after":
-            self.ema.update()
+            self.ema.update(found_inf=found_inf)
 
 
-def class_loss(logits: Tensor, labels: Tensor, over: str = "batch") -> Tensor:
-    """Cross-entropy summed over the labeled rows and divided by all rows, the unlabeled included, or by the labeled.
+def class_loss(logits: Tensor, labels: Tensor, counts: Counts) -> Tensor:
+    """Cross-entropy summed over the labeled rows and divided by all of the batch, or by its labeled ones.
 
     The first is the published normalisation: `consistency` then means what it means in the papers. Relative to a
     mean over labeled rows alone, the consistency weighs batch_size / labeled_batch_size times as much.
     """
     total = F.cross_entropy(logits, labels, ignore_index=NO_LABEL, reduction="sum")
-    return total / (len(labels) if over == "batch" else (labels != NO_LABEL).sum().clamp(min=1))
+    return total / counts.class_rows
 
 
 def heads_of(output: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from torch import Tensor
 
 import mtkernels
 
+from ..data.feed import Counts
 from .consistency import consistency_loss, distance_cost
 from .method import Method, Objective, class_loss, heads_of
 
@@ -21,19 +22,22 @@ class PiModel(Method):
     def consistency_weight(self, step: int) -> float:
         return self.timeline.consistency_weight(step)
 
-    def objective(self, views: list[Tensor], labels: Tensor, step: int) -> Objective:
-        logits, consistent = heads_of(self.student(views[0]))
+    def objective(
+        self, views: list[Tensor], labels: Tensor, weight: float | Tensor, counts: Counts
+    ) -> Objective:
+        logits, consistent = heads_of(self.network(views[0]))
         statistics = [buffer.clone() for buffer in self.student.buffers()]
-        other, _ = heads_of(self.student(views[1]))
+        other, _ = heads_of(self.network(views[1]))
         for buffer, kept in zip(self.student.buffers(), statistics, strict=True):
             buffer.data.copy_(kept)  # data: autograd has saved batch norm's, and does not read them
-        config = self.config
+        config, share = self.config, len(labels) / counts.rows
         parts = {
-            "class_loss": class_loss(logits, labels, config.class_loss_over),
-            "consistency_loss": self.consistency_weight(step)
+            "class_loss": class_loss(logits, labels, counts),
+            "consistency_loss": weight
+            * share
             * consistency_loss(consistent, other, labels, config, two_sided=True),
         }
         if config.heads == 2:
-            cost = distance_cost(config, logits.shape[1])
+            cost = share * distance_cost(config, logits.shape[1])
             parts["distance_loss"] = cost * mtkernels.logit_mse(logits, consistent)
         return Objective(sum(parts.values()), {name: part.detach() for name, part in parts.items()})

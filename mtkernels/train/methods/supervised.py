@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from ..data.feed import Counts
 from .method import Method, Objective, class_loss, heads_of
 
 
@@ -15,7 +16,9 @@ class Supervised(Method):
     uses_unlabeled = False
     views = 1
 
-    def objective(self, views: list[Tensor], labels: Tensor, step: int) -> Objective:
-        logits, _ = heads_of(self.student(views[0]))
-        loss = class_loss(logits, labels, self.config.class_loss_over)
+    def objective(
+        self, views: list[Tensor], labels: Tensor, weight: float | Tensor, counts: Counts
+    ) -> Objective:
+        logits, _ = heads_of(self.network(views[0]))
+        loss = class_loss(logits, labels, counts)
         return Objective(loss, {"class_loss": loss.detach()})

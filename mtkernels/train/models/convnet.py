@@ -5,6 +5,7 @@ from functools import partial
 from torch import nn
 
 from .network import Network
+from .rows import Dropout
 
 
 class ConvNet(Network):
@@ -21,12 +22,12 @@ class ConvNet(Network):
             *_convolution(channels, width),
             *_convolution(width, width),
             nn.MaxPool2d(2),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             *_convolution(width, 2 * width),
             *_convolution(2 * width, 2 * width),
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
         )
         super().__init__(features, partial(nn.Linear, 2 * width, classes), heads)
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .network import Network
+from .rows import DrawsByRow, Dropout
 from .weight_norm import WeightNormConv2d, WeightNormLinear
 
 
@@ -36,12 +37,12 @@ class ConvNet13(Network):
             *_convolution(128, 128, 3, padding=1),
             *_convolution(128, 128, 3, padding=1),
             nn.MaxPool2d(2),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             *_convolution(128, 256, 3, padding=1),
             *_convolution(256, 256, 3, padding=1),
             *_convolution(256, 256, 3, padding=1),
             nn.MaxPool2d(2),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             *_convolution(256, 512, 3),
             *_convolution(512, 256, 1),
             *_convolution(256, 128, 1),
@@ -67,7 +68,7 @@ class ConvNet13(Network):
         self.train(training)
 
 
-class _Input(nn.Module):
+class _Input(DrawsByRow):
     def __init__(self, noise: float, normalize: bool) -> None:
         super().__init__()
         self.noise, self.normalize = noise, normalize
@@ -77,7 +78,11 @@ class _Input(nn.Module):
             # An epsilon far below one grey level squared, (1 / 255)^2: low contrast is normalised too.
             images = F.layer_norm(images, images.shape[1:], eps=1e-8)
         if self.training and self.noise:
-            images = torch.add(images, torch.randn_like(images), alpha=self.noise)
+            rows = self.rows
+            noise = (
+                torch.randn_like(images) if rows is None else rows.take(torch.randn_like(rows.whole(images)))
+            )
+            images = torch.add(images, noise, alpha=self.noise)
         return images
 
 

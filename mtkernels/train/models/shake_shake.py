@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .network import Network, initialize_convolutions
+from .rows import DrawsByRow, Rows
 
 
 class CifarShakeShake26(Network):
@@ -26,7 +27,7 @@ class CifarShakeShake26(Network):
         initialize_convolutions(self)
 
 
-class ShakeBlock(nn.Module):
+class ShakeBlock(DrawsByRow):
     """shortcut(x) + shake(branch1(relu(x)), branch2(relu(x)))."""
 
     def __init__(self, channels: int, filters: int, stride: int) -> None:
@@ -42,7 +43,7 @@ class ShakeBlock(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         active = inputs.relu()
-        mixed = shake(self.branch1(active), self.branch2(active), training=self.training)
+        mixed = shake(self.branch1(active), self.branch2(active), training=self.training, rows=self.rows)
         return mixed.add_(self.shortcut(inputs))
 
 
@@ -59,34 +60,39 @@ class ShiftedDownsample(nn.Module):
         return self.norm(self.convolution(halves.relu_()))
 
 
-def shake(one: Tensor, two: Tensor, *, training: bool) -> Tensor:
+def shake(one: Tensor, two: Tensor, *, training: bool, rows: Rows | None = None) -> Tensor:
     """gate * one + (1 - gate) * two: in training a gate per row, uniform in 0..1; in evaluation 0.5.
 
-    The gradient has gates of its own, drawn anew in every backward pass, in evaluation too.
+    The gradient has gates of its own, drawn anew in every backward pass, in evaluation too. With `rows` both kinds
+    are those rows' of the global batch.
     """
-    return _Shake.apply(one, two, _gates(one) if training else 0.5)
+    index, total = rows or (None, len(one))
+    return _Shake.apply(one, two, _gates(one, index, total) if training else 0.5, index, total)
 
 
 class _Shake(torch.autograd.Function):
-    """Saves nothing and makes no temporary of the branches' size."""
+    """Saves nothing but the rows' places and makes no temporary of the branches' size."""
 
     @staticmethod
-    def forward(one: Tensor, two: Tensor, gate: Tensor | float) -> Tensor:
+    def forward(one: Tensor, two: Tensor, gate: Tensor | float, index: Tensor | None, total: int) -> Tensor:
         return torch.lerp(two, one, gate)
 
     @staticmethod
     def setup_context(ctx: object, inputs: tuple[object, ...], output: Tensor) -> None:
-        pass
+        *_, index, ctx.total = inputs
+        ctx.save_for_backward(index)
 
     @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        gate = _gates(gradient)
-        return gradient * gate, gradient * (1 - gate), None
+    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        (index,) = ctx.saved_tensors
+        gate = _gates(gradient, index, ctx.total)
+        return gradient * gate, gradient * (1 - gate), None, None, None
 
 
-def _gates(like: Tensor) -> Tensor:
+def _gates(like: Tensor, index: Tensor | None, total: int) -> Tensor:
     """[rows, 1, 1, 1], drawn in float32: bfloat16 has too few values below 1."""
-    return torch.rand(len(like), 1, 1, 1, device=like.device).to(like.dtype)
+    gates = torch.rand(total, 1, 1, 1, device=like.device).to(like.dtype)
+    return gates if index is None else gates.index_select(0, index)
 
 
 def _branch(channels: int, filters: int, stride: int) -> nn.Sequential:

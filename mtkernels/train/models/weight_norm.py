@@ -4,10 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .sync_norm import OverRanks
+
 EVAL_MEAN_DECAY = 0.999
 
 
-class _WeightNorm(nn.Module):
+class _WeightNorm(OverRanks):
     """The parameters V (`weight`), g (`gain`), b (`bias`), and the mean that stands in for a batch's in eval mode.
 
     `eval_mean` starts at 0 and follows the training batches without a correction for that start: it is of use
@@ -32,8 +34,12 @@ class _WeightNorm(nn.Module):
         return self.gain / torch.linalg.vector_norm(self.weight.flatten(1), dim=1)
 
     def batch_mean(self, outputs: Tensor) -> Tensor:
-        """The mean over all but the channels, which also moves `eval_mean`."""
-        mean = outputs.mean(_others(outputs), dtype=self.eval_mean.dtype)
+        """The mean over all but the channels, of all ranks' rows, which also moves `eval_mean`."""
+        dtype = self.eval_mean.dtype
+        if self.alone:
+            mean = outputs.mean(_others(outputs), dtype=dtype)
+        else:
+            mean, _ = self.ranks.mean(outputs, dtype)
         self.eval_mean.lerp_(mean.detach(), 1 - EVAL_MEAN_DECAY)
         return mean
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .network import Network, initialize_convolutions
+from .rows import Dropout
 
 
 class WideResNet28(Network):
@@ -25,7 +26,7 @@ class WideResNet28(Network):
             layers += [PreActivationBlock(filters, filters, 1) for _ in range(3)]
             before = filters
         layers += [nn.BatchNorm2d(before), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-        features = nn.Sequential(*layers, nn.Dropout(dropout))
+        features = nn.Sequential(*layers, Dropout(dropout))
         super().__init__(features, partial(nn.Linear, before, classes), heads)
         initialize_convolutions(self)
 

@@ -1,0 +1,141 @@
+"""The ranks of a run, as torchrun starts them: who has which rows, and what they tell each other."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+_SHARDED = 2**16  # weights from which a layer is a unit of its own
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that train one model; alone unless torchrun has started several."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the one that prints and writes."""
+        return self.rank == 0
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """The sum over all ranks, in place."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def max_(self, tensor: Tensor) -> Tensor:
+        """The largest of all ranks, in place."""
+        if self.world > 1:
+            dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return tensor
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is so on any rank. Between hosts: waits for no GPU."""
+        return bool(self.max_(torch.tensor(float(flag)))) if self.world > 1 else flag
+
+    def told(self, value: Any) -> Any:
+        """What the main rank has as `value`: numbers, texts, lists and mappings of them."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def gathered(self, value: dict[str, str]) -> dict[str, str]:
+        """The entries of all ranks."""
+        if self.world == 1:
+            return value
+        parts: list[Any] = [None] * self.world
+        dist.all_gather_object(parts, value)
+        return {name: entry for part in parts for name, entry in part.items()}
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def started_ranks(device: torch.device) -> Iterator[Ranks]:
+    """The ranks that torchrun's environment tells of, connected within the context: by NCCL for GPUs, else gloo."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1 or "RANK" not in os.environ:
+        yield ALONE
+        return
+    if dist.is_initialized():
+        yield Ranks(dist.get_rank(), dist.get_world_size())
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+def is_main() -> bool:
+    """Whether this process is the one that speaks, before and after the ranks are connected."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def local_device(name: str) -> str:
+    """`cuda` as this rank's own GPU of the machine."""
+    rank = os.environ.get("LOCAL_RANK")
+    return f"cuda:{rank}" if name == "cuda" and rank is not None else name
+
+
+def places(unlabeled: int, rows: int, part: int, parts: int) -> Tensor:
+    """The rows [n] int64 of a batch that are its part number `part`, of `parts`: so much of each stream.
+
+    The first `unlabeled` of `rows` are the one stream, the rest the other. Of streams that `parts` does not divide the
+    first gives its surplus to the last parts, the other to the first ones: no part is empty where rows >= parts.
+    """
+    labeled, back = rows - unlabeled, parts - 1 - part
+    first = torch.arange(unlabeled * part // parts, unlabeled * (part + 1) // parts)
+    last = torch.arange(labeled * back // parts, labeled * (back + 1) // parts)
+    return torch.cat([first, unlabeled + last])
+
+
+def shard_(model: nn.Module, device: torch.device) -> nn.Module:
+    """FSDP2 over all ranks, in place: each block of a sequence with enough weights by itself, then what is left."""
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    for module in list(model.modules()):
+        for child in module.children() if isinstance(module, nn.Sequential | nn.ModuleList) else ():
+            own = sum(weight.numel() for weight in child.parameters() if not isinstance(weight, DTensor))
+            if own >= _SHARDED and not isinstance(child, nn.Sequential | nn.ModuleList):
+                fully_shard(child, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor, the same memory; any other tensor as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor, like: Tensor | None = None) -> Tensor:
+    """All of a sharded tensor, on every rank. `like`: the sharded tensor of which `tensor` is this rank's part."""
+    if isinstance(like, DTensor) and not isinstance(tensor, DTensor):
+        if tensor.shape != like.to_local().shape:  # a number kept for each tensor, such as Adam's step
+            return tensor
+        tensor = DTensor.from_local(
+            tensor, like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
+        )
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def part_of(tensor: Tensor, like: Tensor) -> Tensor:
+    """What this rank has of a whole tensor where `like` is sharded; else all of it."""
+    if not isinstance(like, DTensor) or tensor.shape != like.shape:
+        return tensor
+    moved = tensor.to(like.to_local().device)
+    return distribute_tensor(moved, like.device_mesh, like.placements).to_local()

@@ -1,0 +1,114 @@
+"""What comes between two steps: looks at the losses, evaluations, checkpoints, the best weights, the end."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from .checkpoint import save_checkpoint
+from .folder import write_weights
+from .meter import Meter, NonFiniteError, Record
+from .state import Numbers, state_of
+from .step import Step
+
+_LOOKS = 50  # steps between two, where nothing else is asked for
+
+
+class Show(Protocol):
+    """Who is told how it goes: the console, TensorBoard."""
+
+    def record(self, record: Record) -> None:
+        """An evaluation's metrics."""
+
+    def losses(self, steps_done: int, losses: dict[str, float], images_per_second: float) -> None:
+        """Mean losses since the last evaluation."""
+
+    def note(self, sentence: str) -> None:
+        """Something out of the ordinary."""
+
+
+class Watch:
+    """Called after each step with the steps done; True ends the training. All ranks call it alike.
+
+    What it looks at waits for the device, so it looks seldom. A step that was not finite is found at the next look: a
+    checkpoint from before it is written, then NonFiniteError is raised.
+    """
+
+    def __init__(
+        self, step: Step, meter: Meter, folder: Path, show: Show, should_stop: Callable[[], bool]
+    ) -> None:
+        self.step, self.meter, self.folder, self.show = step, meter, folder, show
+        self.should_stop, self.ranks, self.timeline = should_stop, step.ranks, step.method.timeline
+        self.config = step.config
+        self.records: list[Record] = []
+        self.best: Record | None = None
+        self.seconds: Callable[[], float] = lambda: 0.0
+        self.last_saved: int | None = None
+
+    def __call__(self, steps_done: int) -> bool:
+        stop = self.ranks.any(self.should_stop())
+        ends = steps_done == self.timeline.steps
+        evaluates = self.timeline.evaluates(steps_done)
+        try:
+            if evaluates:
+                self._record(steps_done)
+            elif steps_done % (self.config.print_interval or _LOOKS) == 0:
+                losses = self.meter.look(steps_done)
+                self.show.losses(steps_done, losses, self.meter.images_per_second)
+            if stop or ends or self.timeline.saves(steps_done):
+                self.meter.look(steps_done)
+                self.save(steps_done, must=stop)
+            if stop and not evaluates:  # after the checkpoint: whoever stops a run may not wait for this
+                self._record(steps_done)
+        except NonFiniteError as error:
+            raise FloatingPointError(self._rescue(error)) from error
+        return stop or ends
+
+    def _record(self, steps_done: int) -> None:
+        if not self.config.sync_batch_norm:
+            self.step.share_buffers()
+        record = self.meter.record(steps_done)
+        self.records.append(record)
+        self.show.record(record)
+        error = f"{self.step.method.headline}_error"
+        if self.config.keeps_best and (self.best is None or record[error] < self.best[error]):
+            self.best = record
+            write_weights(self.folder / "best.safetensors", self.step.method.headline_model, self.ranks)
+
+    def save(self, steps_done: int, *, must: bool = False) -> Path | None:
+        """A checkpoint; where it cannot be written, a note, or where it `must`, OSError."""
+        if not self.config.sync_batch_norm:
+            self.step.share_buffers()
+        tensors, numbers = state_of(self.step, self.meter)
+        if not self.ranks.main:
+            return None
+        numbers |= self.numbers()
+        try:
+            path = save_checkpoint(
+                self.folder, steps_done, tensors, numbers, keep=self.config.keep_checkpoints
+            )
+        except OSError as error:
+            kept = "" if self.last_saved is None else f"; that of step {self.last_saved} is kept"
+            sentence = f"the checkpoint of step {steps_done} could not be written: {error}{kept}"
+            if must:
+                raise OSError(sentence) from error
+            self.show.note(sentence)
+            return None
+        self.last_saved = steps_done
+        return path
+
+    def numbers(self) -> Numbers:
+        """What the run has to say of itself, for a checkpoint."""
+        return {
+            "config": self.config.as_dict(),
+            "records": self.records,
+            "best": self.best,
+            "seconds": self.seconds(),
+        }
+
+    def _rescue(self, error: NonFiniteError) -> str:
+        """A checkpoint of the state before the step that failed."""
+        self.step.restore_buffers()
+        self.meter.restart()
+        path = self.save(error.step)
+        where = f", in {path}" if path else ""
+        return f"{error}; student and teacher are as they were before it{where}"
