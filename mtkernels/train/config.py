@@ -177,6 +177,8 @@ class Config:
     """How many checkpoints are kept, the newest."""
     print_interval: int | None = None
     """Steps between lines of the losses (None: shown on a terminal alone, every 50 steps)."""
+    pictures: bool = True
+    """Draw some pairs of views, the confusion matrix, and the teacher's surest mistakes."""
     tensorboard: bool = False
     """Write TensorBoard's files into the run's folder too."""
 

@@ -59,7 +59,8 @@ def describe_run(
     if start.checkpoint is None:
         write_json(folder / "environment.json", described)
         describe_data(folder, data)
-        write_pairs(folder, config, data, batches)
+        if config.pictures:
+            write_pairs(folder, config, data, batches)
         return
     first = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
     again = [*first.get("resumed", []), {"step": start.step, **described, "changed": start.changed}]

@@ -74,7 +74,7 @@ def _finish(folder: Path, data: Dataset, batches: Batches, method: Method, watch
     summary: Summary = {}
     if ranks.main:
         data.quarantine.write(folder / "broken.txt")
-        if ranks.world == 1 or not config.fsdp:  # one rank alone cannot run a sharded network
+        if config.pictures and not (config.fsdp and ranks.world > 1):  # one rank alone cannot run a sharded network
             write_pictures(folder, config, method, data, batches)
         summary = finish_folder(
             folder, config, watch.records, watch.best, steps=method.timeline.steps, seconds=watch.seconds()

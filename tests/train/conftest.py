@@ -44,7 +44,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def small() -> Config:
     """Mean Teacher on the digits for six steps, evaluated twice."""
-    return Config(steps=6, eval_interval=3, width=4, batch_size=30, labeled_batch_size=10)
+    return Config(steps=6, eval_interval=3, width=4, batch_size=30, labeled_batch_size=10, pictures=False)
 
 
 @pytest.fixture

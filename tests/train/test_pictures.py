@@ -131,7 +131,7 @@ def test_pairs_are_the_first_batchs_views(small, tmp_path, sheets, method):
     images, captions, _ = sheets["pairs"]
     count = 1 if method == "supervised" else 2
     views, labels = make_feed(config, data, batches, count).batch(0)[:2]
-    rows = list(range(12)) if len(labels) <= 12 else [*range(6), *range(len(labels) - 6, len(labels))]
+    rows = list(range(10)) if method == "supervised" else [*range(6), *range(24, 30)]
     width = (count * 8) + (count - 1)
     assert images.shape == (len(rows), 8, width, 3)
     for number, view in enumerate(views):
@@ -181,7 +181,7 @@ def test_shown_undoes_the_normalisation():
     assert shown(torch.full((1, 1, 2, 2), 3.0), Config(normalize="zca"), facts).max() == 0  # of one value
 
 
-@pytest.mark.parametrize("classes", [2, 10, 31, 437])
+@pytest.mark.parametrize("classes", [2, 210])
 def test_a_confusion_matrix_of_any_number_of_classes(tmp_path, classes, recwarn):
     counts = np.random.RandomState(0).poisson(0.1, (classes, classes)) + 5 * np.eye(classes, dtype=int)
     counts[1] = 0  # a class without an image

@@ -48,7 +48,7 @@ def read(path: Path) -> dict:
 
 @pytest.mark.parametrize("method", ["mean-teacher", "pi-model", "supervised"])
 def test_folder_is_complete_and_parses(config, method, capsys):
-    config = replace(config, method=method)
+    config = replace(config, method=method, pictures=True)
     folder, summary = run(config)
     assert folder == config.out / f"digits-{method}-20-seed0"
     assert sorted(path.name for path in folder.iterdir()) == FILES
@@ -107,7 +107,7 @@ def test_refused_settings_leave_no_folder(config):
 
 @pytest.mark.parametrize("split", ["test", "validation", "unlabeled"])
 def test_every_split_ends_with_its_files(config, split):
-    folder, summary = run(replace(config, eval_split=split, validation=100))
+    folder, summary = run(replace(config, eval_split=split, validation=100, pictures=True))
     files = sorted([*FILES, "best.safetensors"] if split == "validation" else FILES)
     assert sorted(path.name for path in folder.iterdir()) == files and summary["eval_split"] == split
 

@@ -60,31 +60,31 @@ CASES = {
 }
 
 
-def build(case: Case) -> tuple[nn.Module, Tensor]:
+def build(case: Case, device: str = "cpu") -> tuple[nn.Module, Tensor]:
     """The model and the batch, whose mean is three standard deviations off, alike in every process."""
     torch.manual_seed(0)
     model = case.model().to(case.dtype)
     for parameter in model.parameters():
         if parameter.ndim == 1:
             parameter.data.uniform_(0.5, 1.5)
-    return model, (torch.randn(case.shape, dtype=case.dtype) + 3).to(memory_format=case.format)
+    inputs = torch.randn(case.shape, dtype=case.dtype) + 3
+    return model.to(device), inputs.to(device, memory_format=case.format)
 
 
-def results(model: nn.Module, inputs: Tensor, index: Tensor, amp: bool) -> dict[str, Any]:
+def results(model: nn.Module, inputs: Tensor, index: Tensor, case: Case) -> dict[str, Any]:
     """A student's step and its teacher's predictions in training and in evaluation, on rows `index`."""
     wrapper = model if isinstance(model, DistributedDataParallel) else None
     student = wrapper.module if wrapper else model
     teacher = copy.deepcopy(student)
-    part = inputs[index].contiguous(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs[index]
-    part.requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+    part = inputs[index].contiguous(memory_format=case.format).requires_grad_()
+    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=case.amp):
         torch.manual_seed(1)
         outputs = model(part)
         with torch.no_grad():
             torch.manual_seed(1)
             taught = teacher(part)
             evaluated = copy.deepcopy(teacher).eval()(part)
-    weights = torch.randn(len(inputs), *outputs.shape[1:], dtype=inputs.dtype)
+    weights = torch.randn(len(inputs), *outputs.shape[1:], dtype=inputs.dtype, device=inputs.device)
     (outputs * weights[index]).square().sum().backward()
     return {
         "outputs": outputs.detach(),
@@ -97,22 +97,24 @@ def results(model: nn.Module, inputs: Tensor, index: Tensor, amp: bool) -> dict[
     }
 
 
-def worker(rank: int, folder: str) -> None:
-    """One of two processes: every case on its rows."""
+def worker(rank: int, folder: str, device: str) -> None:
+    """One of two processes, both on one device: every case on its rows."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    index = PARTS[rank].to(device)
     found = {}
     for name, case in CASES.items():
-        model, inputs = build(case)
+        model, inputs = build(case, device)
         # A group of its own: a copy of the model must do without a copy of that.
         model = synchronize(model, dist.new_group() if name == "2d" else None)
-        set_rows(model, Rows(PARTS[rank], 8))
-        found[name] = results(model, inputs, PARTS[rank], case.amp)
-    model, inputs = build(CASES["wrn"])
-    model = DistributedDataParallel(synchronize(model))
-    set_rows(model, Rows(PARTS[rank], 8))
-    found["ddp"] = results(model, inputs, PARTS[rank], False)
-    found["two"] = refusal(torch.zeros(1 - rank, 4))
+        set_rows(model, Rows(index, 8))
+        found[name] = results(model, inputs, index, case)
+    if device == "cpu":
+        model, inputs = build(CASES["wrn"], device)
+        model = DistributedDataParallel(synchronize(model))
+        set_rows(model, Rows(index, 8))
+        found["ddp"] = results(model, inputs, index, CASES["wrn"])
+        found["two"] = refusal(torch.zeros(1 - rank, 4))
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -125,15 +127,18 @@ def refusal(inputs: Tensor) -> str:
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder: Path = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(worker, (str(folder),), nprocs=2)
+    return spawn(tmp_path_factory.mktemp("ranks"), "cpu")
+
+
+def spawn(folder: Path, device: str) -> list[dict[str, Any]]:
+    torch.multiprocessing.spawn(worker, (str(folder), device), nprocs=2)
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 
 def check(mine: Tensor, whole: Tensor, case: Case, least: float = 0.0) -> None:
-    """Relative to the largest value, or to `least`: 1e-12, and 1e-6 in float32."""
+    """Relative to the largest value, or to `least`: 1e-12, and 1e-6 in float32; ten times that on a GPU."""
     assert mine.dtype == whole.dtype and mine.shape == whole.shape
-    epsilon = 1e-6 if case.dtype == torch.float32 else 1e-12
+    epsilon = (1e-6 if case.dtype == torch.float32 else 1e-12) * (10 if mine.is_cuda else 1)
     error = (mine.double() - whole.double()).abs().max().item()
     assert error <= epsilon * max(whole.double().abs().max().item(), least)
 
@@ -145,7 +150,7 @@ def joined(ranks: list[dict[str, Any]], name: str) -> dict[str, Any]:
     for part in ("outputs", "taught", "evaluated", "dinputs"):
         whole[part] = first[part].new_empty(8, *first[part].shape[1:])
         for index, values in zip(PARTS, (first[part], second[part]), strict=True):
-            whole[part][index] = values
+            whole[part][index.to(values.device)] = values
     whole["gradients"] = {key: grad + second["gradients"][key] for key, grad in first["gradients"].items()}
     for part in ("state", "teacher"):
         assert first[part].keys() == second[part].keys()
@@ -154,11 +159,10 @@ def joined(ranks: list[dict[str, Any]], name: str) -> dict[str, Any]:
     return whole
 
 
-@pytest.mark.parametrize("name", [*(name for name in CASES if name != "amp"), "ddp"])
-def test_two_ranks_are_as_one_process(ranks, name):
+def compare(ranks: list[dict[str, Any]], name: str, device: str) -> None:
     case = CASES.get(name, CASES["wrn"])
-    model, inputs = build(case)
-    whole = results(model, inputs, torch.arange(8), case.amp)
+    model, inputs = build(case, device)
+    whole = results(model, inputs, torch.arange(8, device=device), case)
     mine = joined(ranks, name)  # of gradients DDP leaves the mean on both ranks: their sum too is the whole's
     for part in ("outputs", "taught", "dinputs", "evaluated"):
         if (name, part) != ("no-running", "evaluated"):  # has the statistics of the rows at hand
@@ -170,27 +174,41 @@ def test_two_ranks_are_as_one_process(ranks, name):
         for key, values in whole[part].items():
             check(mine[part][key], values, case, least if part == "gradients" else 0.0)
     if case.shape == IMAGES:  # a rank's own statistics would not do
-        own = results(build(case)[0], inputs, PARTS[1], False)
-        assert not torch.allclose(own["outputs"], whole["outputs"][PARTS[1]], rtol=1e-3)
+        index = PARTS[1].to(device)
+        own = results(build(case, device)[0], inputs, index, case)
+        assert not torch.allclose(own["outputs"], whole["outputs"][index], rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", [*(name for name in CASES if name != "amp"), "ddp"])
+def test_two_ranks_are_as_one_process(ranks, name):
+    compare(ranks, name, "cpu")
+
+
+@pytest.mark.gpu
+def test_two_ranks_on_a_gpu_are_as_one_process(tmp_path):
+    ranks = spawn(tmp_path, "cuda")
+    for name in CASES:
+        if name != "amp":
+            compare(ranks, name, "cuda")
 
 
 def test_autocast_is_no_worse_than_torchs(ranks):
     """Against float64, at most twice the error that one process's batch norm has, and one rounding."""
     case = CASES["amp"]
     model, inputs = build(case)
-    true = results(copy.deepcopy(model).double(), inputs.double(), torch.arange(8), False)
-    whole, mine = results(model, inputs, torch.arange(8), True), joined(ranks, "amp")
+    true = results(copy.deepcopy(model).double(), inputs.double(), torch.arange(8), case._replace(amp=False))
+    whole, mine = results(model, inputs, torch.arange(8), case), joined(ranks, "amp")
 
-    def compare(mine: Tensor, whole: Tensor, true: Tensor) -> None:
+    def no_worse(mine: Tensor, whole: Tensor, true: Tensor) -> None:
         assert mine.dtype == whole.dtype
         error, yardstick = ((values.double() - true).abs().max() for values in (mine, whole))
         assert error <= 2 * yardstick + 2**-8 * true.abs().max()
 
     for part in ("outputs", "taught", "evaluated", "dinputs"):
-        compare(mine[part], whole[part], true[part])
+        no_worse(mine[part], whole[part], true[part])
     for part in ("gradients", "state", "teacher"):
         for key, values in true[part].items():
-            compare(mine[part][key], whole[part][key], values)
+            no_worse(mine[part][key], whole[part][key], values)
 
 
 def test_statistics_are_float32_under_autocast(ranks):

@@ -66,6 +66,7 @@ def rows_of(path):
 def test_evaluate_gives_the_reported_errors(name, request, tmp_path, capsys):
     folder, summary = request.getfixturevalue(name)
     before = sorted(folder.iterdir())
+    capsys.readouterr()
     assert main(["evaluate", str(folder), "--out", str(tmp_path / "errors.json")]) == 0
     errors = json.loads((tmp_path / "errors.json").read_text())
     split, images = (summary["eval_split"], 200 if name == "plain" else 500)
@@ -172,7 +173,7 @@ def test_onnx_takes_images_and_gives_torchs_logits(name, request, files, tmp_pat
     assert main(["export", str(folder), "--format", "onnx", "--out", str(out)]) == 0
     takes = "uint8, 0 to 16," if name == "plain" else "gcn-zca-whitened float32"
     about = f"{takes} images [rows, 1, 8, 8] -> logits [rows, 10]"
-    assert capsys.readouterr().out == f"{out}: {about}\n"
+    assert capsys.readouterr().out.endswith(f"{out}: {about}\n")
     model = onnx.load(out)
     described = {entry.key: entry.value for entry in model.metadata_props}["mtkernels"]
     assert model.doc_string == about and json.loads(described)["role"] == "teacher"
@@ -196,7 +197,7 @@ def test_a_wrong_onnx_file_is_no_file(plain, tmp_path, monkeypatch, capsys):
         nodes = [helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT)]
         nodes += [helper.make_node("Flatten", ["floats"], ["all"])]
         nodes += [helper.make_node("ReduceMean", ["all"], ["logits"], keepdims=1)]
-        graph = helper.make_graph(nodes, "wrong", inputs, outputs[:0] or outputs)
+        graph = helper.make_graph(nodes, "wrong", inputs, outputs)
         opset = helper.make_opsetid("", 18)
         onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=9), path)
 

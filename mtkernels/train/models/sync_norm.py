@@ -94,7 +94,7 @@ class SynchronizedBatchNorm(OverRanks, _BatchNorm):
         if inputs.device.type != "cpu":
             return nn.SyncBatchNorm.forward(self, inputs)
         self._check_input_dim(inputs)
-        # Of low precision, all is converted before: else the mean's gradient is rounded by itself, one way for all rows.
+        # Converted at once: else the mean's gradient is rounded by itself, one way for all rows.
         values = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
         mean, count = self.ranks.mean(values, values.dtype)
         if count < 2:
