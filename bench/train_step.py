@@ -11,7 +11,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from mtkernels.train.config import Config
 from mtkernels.train.data import ImageSet, Quarantine, RawData, make_feed
 from mtkernels.train.data.dataset import make_dataset
 from mtkernels.train.loop import make_batches, make_method, make_step
+from mtkernels.train.meter import Meter
 from mtkernels.train.presets import PRESETS
 
 DEFAULT = (
@@ -39,7 +40,6 @@ PARTS = (
     *("optimizer", "average", "rest"),
 )
 NETWORK = ("student forward", "teacher forward", "backward")
-_WARM = 5  # steps before those that count
 
 
 def random_images(count: int, *, side: int = 32, classes: int = 10) -> RawData:
@@ -63,10 +63,17 @@ class Trainer:
         self.method = make_method(config, self.data, batches)
         self.move, self.steps = make_step(self.method), 0
         self.feed = make_feed(config, self.data, batches, self.method.views)
+        self.meter = Meter(self.move, self.data)
+        self.warm = (
+            5 if self.device.type == "cuda" else 1
+        )  # steps before those that count: a graph has its own first ones
 
-    def step(self) -> None:
-        """The next one."""
-        self.move(self.feed.batch(self.steps), self.steps)
+    def step(self, between: Callable[[], object] = lambda: None) -> None:
+        """The next one, as the trainer's loop has it; `between` batch and step something may be called."""
+        batch = self.feed.batch(self.steps)
+        between()
+        terms = self.move(batch, self.steps)
+        self.meter.add(terms, images=batch.counts.rows)
         self.steps += 1
 
     def wait(self) -> None:
@@ -77,20 +84,17 @@ class Trainer:
     def parts(self, steps: int) -> dict[str, list[float]]:
         """Seconds of each part of each step."""
         with _watched(self) as laps:
-            for at in range(steps + _WARM):
-                if at == _WARM:
+            for at in range(steps + self.warm):
+                if at == self.warm:
                     laps.clear()
                 laps.start()
-                batch = self.feed.batch(self.steps)
-                laps.lap("batch and views")
-                self.move(batch, self.steps)
+                self.step(lambda: laps.lap("batch and views"))
                 laps.lap("rest")
-                self.steps += 1
         return laps.seconds
 
     def seconds(self, steps: int) -> float:
         """Of a step, in the mean, waiting for the device at the end alone."""
-        for _ in range(_WARM):
+        for _ in range(self.warm):
             self.step()
         self.wait()
         start = time.perf_counter()
@@ -187,11 +191,11 @@ def setting(preset: str, **changes: object) -> Config:
     """The config of NAME or NAME:ARCH, for random images."""
     name, _, arch = preset.partition(":")
     config = PRESETS[name].config
-    labels = min(1000, config.batch_size) if config.labels != "all" else "all"
+    labels = "all" if config.labels == "all" else min(1000, config.batch_size // 10 * 10)
     config = replace(config, labels=labels, validation=0, extra_unlabeled=0, eval_split="test")
     if config.normalize.endswith("zca"):
         config = replace(config, normalize="channels")  # whitening is no part of a step
-    return replace(config, arch=arch or config.arch, **changes)
+    return replace(config, **{"arch": arch or config.arch} | changes)
 
 
 def outside(seconds: Mapping[str, float]) -> float:
@@ -271,7 +275,7 @@ def main() -> None:
         cells = line(config, None if whole_only else trainer.parts(options.steps))
         if on_gpu or whole_only:
             whole = trainer.seconds(options.steps)
-            cells += gpu_line(config, whole, gpu_work(trainer.profiled(10), 10))
+            cells += gpu_line(config, whole, gpu_work(trainer.profiled(5), 5))
         lines.append(cells)
         if options.profile:
             order = "self_device_time_total" if on_gpu else "self_cpu_time_total"

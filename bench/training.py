@@ -60,10 +60,12 @@ def compare(config: Config, *, steps: int, rounds: int, workers: int) -> tuple[l
     for turn in range(rounds):
         for which in (0, 1) if turn % 2 == 0 else (1, 0):
             if which:
-                found[1].append(rate(trainer, steps, 3))
+                found[1].append(rate(trainer, steps, trainer.warm))
                 continue
             with plain.loading():
-                found[0].append(rate(plain, steps, 3 + 2 * workers))  # a worker's queue has two batches
+                found[0].append(
+                    rate(plain, steps, trainer.warm + 2 * workers)
+                )  # a worker's queue has two batches
     return found
 
 
@@ -92,6 +94,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="of the plain loop")
     mode_arguments(parser)
     options = parser.parse_args()
+    if options.precision == "fp16":
+        parser.error("precision must be fp32 or bf16, which the plain loop has too, got fp16")
     changes, lines = modes(options), []
     for preset in options.preset:
         config = resized(setting(preset, **changes), options.batch_size)

@@ -59,15 +59,21 @@ def _copies(tensors, device, offsets=(0,)):
 
 
 def _same_bits(ours, expected):
-    for ours_one, expected_one in zip(ours, expected, strict=True):
-        assert (ours_one is None) == (expected_one is None)
-        assert ours_one is None or torch.equal(ours_one.cpu(), expected_one.cpu())
+    """By one transfer for each dtype: processes that share a GPU wait for each other at each."""
+    assert [t is None for t in ours] == [t is None for t in expected]
+    for dtype in {t.dtype for t in expected if t is not None}:
+        both = (
+            [t.flatten() for t in side if t is not None and t.dtype == dtype] for side in (ours, expected)
+        )
+        at_hand, wanted = (torch.cat(side).cpu() for side in both)
+        assert torch.equal(at_hand, wanted)
 
 
 @gpu_targets
-@pytest.mark.parametrize("offsets", [(0,), (0, 1, 3)], ids=["aligned", "offset"])
+@pytest.mark.parametrize(
+    ("averages", "offsets"), [(1, (0,)), (3, (0, 1, 3))], ids=["one-aligned", "three-offset"]
+)
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic", "low", "low_and_stochastic"])
-@pytest.mark.parametrize("averages", [1, 3])
 @pytest.mark.parametrize(
     ("dtype", "student_dtype"), [(F32, F32), (BF16, BF16), (F16, F32), (BF16, F64), (F64, F16), (F16, F16)]
 )
@@ -105,6 +111,8 @@ def test_options_of_ema_update(dtype, student_dtype, averages, rounding, offsets
             _backend(backend).ema_update_plan(plan, decay, options)
         else:
             _backend(backend).ema_update(ours[0], ours[1], decay, 2, None, options)
+        if launch not in (0, 3, 4, 7):
+            continue
         for tensors, expected in zip(ours, host, strict=True):
             _same_bits(tensors, expected)
         assert options.step.item() == host_options.step.item()

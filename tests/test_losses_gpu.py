@@ -54,12 +54,21 @@ def test_the_weights_of_mean_teacher_loss_stay_live_in_a_graph(device):
 @pytest.mark.parametrize("classes", [8191, 32768, 131072, 262147, 600_000])
 @devices
 def test_long_rows(device, classes, dtype, name):
-    """In a block, in clusters of 2 to 16 blocks, streamed."""
+    """In a block, in clusters of 2 to 16 blocks, streamed; the second time more rows than there are multiprocessors."""
     if device == "cpu":
         classes = classes // 1000 + 4
-    op, draws = OPS[name], 64 if device == "cuda" else 16
-    check(op, native, lambda seed: op.make(((3, classes),), dtype, device, seed), draws=draws, gradients=3)
-    check(op, native, lambda seed: op.make(((300, classes // 4),), dtype, device, seed), draws=draws)
+
+    def make(rows, classes):
+        def logits(seed):  # drawn on the device: in host memory that takes seconds
+            generator = torch.Generator(device).manual_seed(seed)
+            sides = (torch.randn(rows, classes, device=device, generator=generator) for _ in range(2))
+            return tuple([(3 * side).to(dtype)] for side in sides)
+
+        return logits
+
+    # A few classes decide how exact a row is: numbers of rows, not of classes, are what makes the largest error sure.
+    check(OPS[name], native, make(3, classes), draws=16, least=16, gradients=3)
+    check(OPS[name], native, make(150, classes // 4), draws=16)
 
 
 @devices

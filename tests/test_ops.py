@@ -52,15 +52,24 @@ LOSSES = [op for op in OPS.values() if op.name.startswith("softmax_") or op.name
 losses = pytest.mark.parametrize("op", LOSSES, ids=lambda op: op.name)
 
 
-def _needs_kernel(op, backend, device):
+# On a GPU Triton compiles for each case, in seconds. What the interpreter has run is left out there where it makes the
+# same program again: a width between two others, a layout or pair of dtypes of a loss whose loads are another's.
+ONCE_MORE = ("one class", "tile edge", "row edge", "vector", "scalar", "one")
+LOADS = ("softmax_kl", "logit_mse")
+PAIRS = ("softmax_mse", "logit_mse", "mean_teacher_loss", "ema_update", "temporal_ensemble_")
+
+
+def _needs_kernel(op, backend, device, repeats=False):
     if backend == "native" and device == "cuda" and op.name in WITHOUT_CUDA:
         pytest.skip("no CUDA kernel for this op: Triton's runs")
+    if backend == "triton" and device == "cuda" and repeats:
+        pytest.skip("the program of another case, and the interpreter has run this one")
 
 
 def _rows():  # op and shapes of each case, and its number
     for op in OPS.values():
         for at, (case, shapes) in enumerate(op.cases.items()):
-            yield pytest.param(op, shapes, at, id=f"{op.name}-{case.replace(' ', '_')}")
+            yield pytest.param(op, shapes, at, case in ONCE_MORE, id=f"{op.name}-{case.replace(' ', '_')}")
 
 
 def _options(op, case, dtype, backend):
@@ -76,9 +85,9 @@ def _options(op, case, dtype, backend):
 
 @targets
 @dtypes
-@pytest.mark.parametrize(("op", "shapes", "case"), list(_rows()))
-def test_op_equals_reference(op, shapes, case, dtype, backend, device):
-    _needs_kernel(op, backend, device)
+@pytest.mark.parametrize(("op", "shapes", "case", "once_more"), list(_rows()))
+def test_op_equals_reference(op, shapes, case, once_more, dtype, backend, device):
+    _needs_kernel(op, backend, device, once_more)
     if op.name == "augment" and dtype is torch.float64:
         return  # which no view is
     large = max(torch.Size(shape).numel() for shape in shapes) > 100_000
@@ -91,8 +100,9 @@ def test_op_equals_reference(op, shapes, case, dtype, backend, device):
         # fp64, whose yardstick is an estimate.
         often = at == 0 or "threshold" in options or dtype is torch.float64
         draws = 64 if often else 16
+        least = 8 if large and op.name != "ema_update" else 2  # a few classes decide how exact a long row is
         make = lambda seed: op.make(shapes, dtype, device, seed)  # noqa: E731
-        check(op, _backend(backend), make, draws=draws, **options)
+        check(op, _backend(backend), make, draws=draws, least=least, **options)
 
 
 @targets
@@ -100,7 +110,7 @@ def test_op_equals_reference(op, shapes, case, dtype, backend, device):
 @dtypes
 @pytest.mark.parametrize("op", [op for op in OPS.values() if op.name != "augment"], ids=lambda op: op.name)
 def test_mixed_dtypes(op, dtype, student_dtype, backend, device):
-    _needs_kernel(op, backend, device)
+    _needs_kernel(op, backend, device, repeats=op.name not in PAIRS)
 
     def make(seed):
         first, second = op.make(
@@ -129,6 +139,8 @@ LAYOUTS = {
 @pytest.mark.parametrize("dim", [1, -1])
 @losses
 def test_layouts_of_logits(op, dim, student_layout, teacher_layout, backend, device):
+    _needs_kernel(op, backend, device, repeats=op.name not in LOADS)
+
     def make(seed):
         (student,), (teacher,) = op.make(((3, 6, 5, 4),), torch.float32, device, seed)
         return [LAYOUTS[student_layout](student)], [LAYOUTS[teacher_layout](teacher)]

@@ -32,10 +32,6 @@ class Board:
         for name, value in {**losses, "images_per_second": images_per_second}.items():
             self._writer.add_scalar(f"training/{name}", value, steps_done)
 
-    def note(self, sentence: str) -> None:
-        """Something out of the ordinary."""
-        self._writer.add_text("note", sentence)
-
     def picture(self, path: Path, step: int) -> None:
         """A .png of the run's folder, under its name."""
         from matplotlib.image import imread

@@ -5,6 +5,7 @@
 A checkpoint is written into a folder with another name, flushed to the disk, then renamed; older ones go after that.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -12,7 +13,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -30,7 +31,7 @@ class Checkpoint(NamedTuple):
     numbers: dict[str, object]  # as JSON has them
 
 
-class DamagedCheckpoint(SettingError):
+class DamagedCheckpointError(SettingError):
     """A checkpoint of which a file is missing, shorter, longer or changed."""
 
 
@@ -41,15 +42,12 @@ def save_checkpoint(
 
     OSError where that fails, a full disk say: then what was there before is still there, and nothing else.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     parent = folder / FOLDER
     parent.mkdir(exist_ok=True)
     target, temporary = parent / name_of(step), parent / f".{name_of(step)}.{os.getpid()}.tmp"
     temporary.mkdir()
     try:
-        save_file(dict(tensors), temporary / _TENSORS, metadata={"format": "pt"})
+        save_tensors(temporary / _TENSORS, tensors)
         _write_json(temporary / _NUMBERS, {"format": _FORMAT, "step": step, **numbers})
         files = {name: _facts(temporary / name) for name in (_TENSORS, _NUMBERS)}
         _write_json(temporary / _MANIFEST, {"format": _FORMAT, "files": files})
@@ -59,46 +57,72 @@ def save_checkpoint(
         if target.exists():  # a run that went back to an earlier checkpoint comes by again
             _remove(target)
         os.rename(temporary, target)
-    except SafetensorError as error:  # how it reports what the disk says
-        raise OSError(str(error)) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     _flush(parent)
-    for old in checkpoints(folder)[:-keep]:
-        _remove(old)
+    with contextlib.suppress(OSError):  # the new one is there, whatever becomes of the old ones
+        for old in checkpoints(folder)[:-keep]:
+            _remove(old)
     return target
 
 
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file; OSError where the disk refuses it."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:  # how it reports what the disk says
+        raise OSError(str(error)) from error
+
+
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read and check one; DamagedCheckpoint names the file that is not as it was written."""
+    """Read and check one; DamagedCheckpointError names the file that is not as it was written."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     manifest = _read_json(path / _MANIFEST)
     if manifest.get("format") != _FORMAT:
-        raise DamagedCheckpoint(
+        raise DamagedCheckpointError(
             f"{path / _MANIFEST} must be of format {_FORMAT}, got {manifest.get('format')}"
         )
     for name in (_TENSORS, _NUMBERS):
-        known, file = manifest["files"][name], path / name
-        if not file.exists():
-            raise DamagedCheckpoint(f"{file} is missing")
-        facts = _facts(file)
-        if facts["bytes"] != known["bytes"]:
-            raise DamagedCheckpoint(
-                f"{file} is damaged: it must have {known['bytes']} bytes, got {facts['bytes']}"
-            )
-        if facts != known:
-            raise DamagedCheckpoint(f"{file} is damaged: its SHA-256 is not what {_MANIFEST} says")
-    return Checkpoint(load_file(path / _TENSORS), _read_json(path / _NUMBERS))
+        _check(path / name, manifest)
+    try:
+        return Checkpoint(load_file(path / _TENSORS), _read_json(path / _NUMBERS))
+    except SafetensorError as error:
+        raise DamagedCheckpointError(f"{path / _TENSORS} is damaged: {error}") from None
+
+
+def _check(file: Path, manifest: Mapping[str, Any]) -> None:
+    """Hold a file against the manifest of its checkpoint."""
+    try:
+        known = manifest["files"][file.name]
+        size, digest = known["bytes"], known["sha256"]
+    except (KeyError, TypeError):
+        raise DamagedCheckpointError(
+            f"{file.with_name(_MANIFEST)} is damaged: it has no size and SHA-256 of {file.name}"
+        ) from None
+    if not file.exists():
+        raise DamagedCheckpointError(f"{file} is missing")
+    facts = _facts(file)
+    if facts["bytes"] != size:
+        raise DamagedCheckpointError(f"{file} is damaged: it must have {size} bytes, got {facts['bytes']}")
+    if facts["sha256"] != digest:
+        raise DamagedCheckpointError(f"{file} is damaged: its SHA-256 is not what {_MANIFEST} says")
 
 
 def find_checkpoint(path: Path) -> Path:
     """The checkpoint that `path` is, or the newest of the run's folder that it is; SettingError where there is none."""
-    if (path / _MANIFEST).exists() or path.parent.name == FOLDER:
-        return path
+    whole = Path(os.path.abspath(path))  # step-000000010 alone, say, within the folder that it is in
+    if whole.parent.name == FOLDER:
+        return whole
     found = checkpoints(path)
     if not found:
-        raise SettingError(f"resume must be a run's folder with a checkpoint, or a checkpoint, got {path}")
+        raise SettingError(
+            f"resume must be a run's folder with a checkpoint, or a checkpoint in one, got {path}"
+        )
     return found[-1]
 
 
@@ -107,15 +131,15 @@ def newest_sound(path: Path) -> tuple[Path, Checkpoint]:
     found = find_checkpoint(path)
     try:
         return found, read_checkpoint(found)
-    except DamagedCheckpoint as error:
+    except DamagedCheckpointError as error:
         before = [other for other in checkpoints(found.parents[1]) if other.name < found.name]
         for other in reversed(before):
             try:
                 read_checkpoint(other)
-            except DamagedCheckpoint:
+            except DamagedCheckpointError:
                 continue
-            raise DamagedCheckpoint(f"{error}; the one before is sound: --resume {other}") from error
-        raise DamagedCheckpoint(f"{error}; there is no sound one before it") from error
+            raise DamagedCheckpointError(f"{error}; the one before is sound: --resume {other}") from error
+        raise DamagedCheckpointError(f"{error}; there is no sound one before it") from error
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -126,9 +150,11 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def clean_checkpoints(folder: Path, *, after: int) -> None:
-    """Remove those of later steps than `after`, and what writes and removals that were cut short have left."""
+    """Remove those of later steps than `after`, and what writes and removals that were cut short have left in a run."""
     for path in (folder / FOLDER).glob(".*.tmp"):
         shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
     for path in checkpoints(folder):
         if path.name > name_of(after):
             _remove(path)
@@ -163,11 +189,11 @@ def _read_json(path: Path) -> dict[str, object]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DamagedCheckpoint(f"{path} is missing") from None
+        raise DamagedCheckpointError(f"{path} is missing") from None
     except ValueError as error:
-        raise DamagedCheckpoint(f"{path} is damaged: {error}") from None
+        raise DamagedCheckpointError(f"{path} is damaged: {error}") from None
     if not isinstance(value, dict):
-        raise DamagedCheckpoint(f"{path} is damaged: it must hold an object, got {type(value).__name__}")
+        raise DamagedCheckpointError(f"{path} is damaged: it must hold an object, got {type(value).__name__}")
     return value
 
 

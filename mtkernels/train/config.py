@@ -170,7 +170,7 @@ class Config:
     eval_split: Literal["test", "validation", "unlabeled"] = "test"
     """Errors on the test images, on those held out, or on the unlabeled training images (their labels are known)."""
     best_by_test: bool = False
-    """Keep the weights of the lowest test error, as the published scripts do; that of validation is kept in any case."""
+    """Keep the weights of the lowest test error, as the published scripts do; of validation's in any case."""
     checkpoint_interval: float | None = None
     """Length between checkpoints to resume from (None: an epoch, or 1000 steps; 0: only when the run ends or stops)."""
     keep_checkpoints: int = 2

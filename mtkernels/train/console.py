@@ -37,8 +37,8 @@ class Show:
         self.write, self.told = write, told
         self.widths: dict[str, int] = {}
 
-    def record(self, record: Record) -> None:
-        """The metrics of an evaluation."""
+    def __call__(self, record: Record) -> None:
+        """Show the metrics of an evaluation."""
         cells = {"step": f"{record['step']}"}
         cells |= {name: f"{value:.4f}" for name, value in record.items() if name.endswith("_loss")}
         cells |= {f"{role}_error": f"{record[f'{role}_error']:.2f}%" for role in ("student", "teacher")}
@@ -48,18 +48,10 @@ class Show:
             self.write("  ".join(name.rjust(width) for name, width in self.widths.items()))
         self.write("  ".join(cell.rjust(self.widths[name]) for name, cell in cells.items()))
 
-    def losses(self, steps_done: int, losses: Mapping[str, float], images_per_second: float) -> None:
-        """How far the run is between two evaluations."""
+    def tick(self, steps_done: int, losses: Mapping[str, float], images_per_second: float) -> None:
+        """Show how far the run is between two evaluations."""
         if self.told:
             self.write(f"step {steps_done}: {_words(losses)}, {images_per_second:.0f} images/s")
-
-    def __call__(self, record: Record) -> None:
-        """The same as `record`."""
-        self.record(record)
-
-    def note(self, sentence: str) -> None:
-        """Something out of the ordinary."""
-        self.write(sentence)
 
 
 class _BarShow(Show):
@@ -71,11 +63,11 @@ class _BarShow(Show):
         self.task = bar.add_task("", total=steps, completed=start, words="", left="")
         self.started = time.perf_counter()
 
-    def record(self, record: Record) -> None:
-        super().record(record)
+    def __call__(self, record: Record) -> None:
+        super().__call__(record)
         self._move(int(record["step"]))
 
-    def losses(self, steps_done: int, losses: Mapping[str, float], images_per_second: float) -> None:
+    def tick(self, steps_done: int, losses: Mapping[str, float], images_per_second: float) -> None:
         self._move(steps_done, words=f"{images_per_second:.0f} images/s  {_words(losses)}")
 
     def _move(self, step: int, **fields: str) -> None:

@@ -1,9 +1,13 @@
 """The ranks of a run, as torchrun starts them: who has which rows, and what they tell each other."""
 
+import contextlib
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +25,13 @@ class Ranks:
 
     rank: int = 0
     world: int = 1
+
+    def same(self, number: int) -> bool:
+        """Whether all ranks have the same number."""
+        if self.world == 1:
+            return True
+        both = self.max_(torch.tensor([number, -number]))
+        return bool(both[0] == -both[1])
 
     @property
     def main(self) -> bool:
@@ -64,8 +75,11 @@ ALONE = Ranks()
 
 
 @contextmanager
-def started_ranks(device: torch.device) -> Iterator[Ranks]:
-    """The ranks that torchrun's environment tells of, connected within the context: by NCCL for GPUs, else gloo."""
+def started_ranks(device: str) -> Iterator[Ranks]:
+    """The ranks that torchrun's environment tells of, connected within the context: by NCCL for GPUs, else gloo.
+
+    An error that leaves it gets `elsewhere`: whether another rank reports one of its kind.
+    """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1 or "RANK" not in os.environ:
         yield ALONE
@@ -73,11 +87,26 @@ def started_ranks(device: torch.device) -> Iterator[Ranks]:
     if dist.is_initialized():
         yield Ranks(dist.get_rank(), dist.get_world_size())
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    gpus = device.startswith("cuda") and torch.cuda.is_available()
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+    ranks = Ranks(dist.get_rank(), dist.get_world_size())
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size())
-    finally:
-        dist.destroy_process_group()
+        yield ranks
+    except Exception as error:
+        error.elsewhere = _reported(type(error).__name__, ranks)
+        raise  # still connected: leaving would wait for the other ranks
+    dist.destroy_process_group()
+
+
+def _reported(kind: str, ranks: Ranks) -> bool:
+    """Whether another rank has come first. The main one always speaks: it knows most."""
+    store = dist.distributed_c10d._get_default_store()
+    with contextlib.suppress(dist.DistError):  # it was the other's: there is no one to ask
+        if not ranks.main:
+            with contextlib.suppress(dist.DistStoreError):  # the main rank is well, and waits for this one
+                store.wait([f"failed/{kind}"], timedelta(seconds=2))
+        return store.add(f"failed/{kind}", 1) > 1 and not ranks.main
+    return False
 
 
 def is_main() -> bool:
@@ -95,25 +124,56 @@ def places(unlabeled: int, rows: int, part: int, parts: int) -> Tensor:
     """The rows [n] int64 of a batch that are its part number `part`, of `parts`: so much of each stream.
 
     The first `unlabeled` of `rows` are the one stream, the rest the other. Of streams that `parts` does not divide the
-    first gives its surplus to the last parts, the other to the first ones: no part is empty where rows >= parts.
+    first gives its surplus to the last parts, the other to the first ones: parts differ by one row at most.
     """
-    labeled, back = rows - unlabeled, parts - 1 - part
-    first = torch.arange(unlabeled * part // parts, unlabeled * (part + 1) // parts)
-    last = torch.arange(labeled * back // parts, labeled * (back + 1) // parts)
-    return torch.cat([first, unlabeled + last])
+    few, surplus = divmod(unlabeled, parts)
+    first = range(*(few * at + max(0, at - parts + surplus) for at in (part, part + 1)))
+    few, surplus = divmod(rows - unlabeled, parts)
+    last = range(*(unlabeled + few * at + min(at, surplus) for at in (part, part + 1)))
+    return torch.tensor([*first, *last])
+
+
+def share(unlabeled: int, rows: int, ranks: Ranks, parts: int) -> tuple[Tensor, list[Tensor]]:
+    """The rows [n] int64 of a batch that are this rank's; and which of those are in each of so many parts.
+
+    Part by part the ranks have what one rank alone would have in that part: batch norm sees the same rows together.
+    """
+    mine = []
+    for number in range(parts):
+        part = places(unlabeled, rows, number, parts)
+        first = int((part < unlabeled).sum())
+        mine.append(part[places(first, len(part), ranks.rank, ranks.world)])
+    all_ = torch.cat(mine).sort().values
+    return all_, [torch.searchsorted(all_, part) for part in mine]
+
+
+def averaging(student: nn.Module) -> nn.Module:
+    """The student in DistributedDataParallel. Its buffers are alike, or each rank's own until someone asks for them."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    known = inspect.signature(DistributedDataParallel).parameters
+    buffers = (
+        "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    )  # from torch 2.13
+    return DistributedDataParallel(student, gradient_as_bucket_view=True, **{buffers: False})
 
 
 def shard_(model: nn.Module, device: torch.device) -> nn.Module:
     """FSDP2 over all ranks, in place: each block of a sequence with enough weights by itself, then what is left."""
     from torch.distributed.fsdp import fully_shard
 
+    model = model.to(
+        memory_format=torch.contiguous_format
+    )  # it takes no other; images may have it all the same
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    # The outermost would stay whole after a forward pass, for a backward pass that a teacher's never has.
+    split = partial(fully_shard, mesh=mesh, reshard_after_forward=True)
     for module in list(model.modules()):
         for child in module.children() if isinstance(module, nn.Sequential | nn.ModuleList) else ():
             own = sum(weight.numel() for weight in child.parameters() if not isinstance(weight, DTensor))
             if own >= _SHARDED and not isinstance(child, nn.Sequential | nn.ModuleList):
-                fully_shard(child, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+                split(child)
+    split(model)
     return model
 
 

@@ -76,6 +76,8 @@ def describe_data(folder: Path, data: Dataset) -> None:
     """
     described = asdict(data.raw) | {"whitening": data.whitening and data.whitening.kind}
     described |= {"images": len(data.pool), "labeled": len(data.labeled)}
+    in_memory = isinstance(data.pool.images, Tensor)
+    described |= {"size": list(data.pool.images.shape[-2:]) if in_memory else None, "on_disk": not in_memory}
     write_json(folder / "dataset.json", described)
     if data.whitening is not None:
         data.whitening.zca.save(folder / "zca.npz")

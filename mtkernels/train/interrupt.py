@@ -4,8 +4,28 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Noted:
+    """A handler that notes what stops a run within its context, for an exit code; between runs it acts as before."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __call__(self, number: int, _frame: object) -> None:
+        signal.signal(number, self.before[number])
+        signal.raise_signal(number)
+
+    def __enter__(self) -> "Noted":
+        self.before = _handlers()
+        _put(dict.fromkeys(self.before, self))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _put(self.before)
 
 
 @contextmanager
@@ -15,18 +35,29 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
     So no step is cut in half: student and teacher are saved as a step left them.
     """
     stopped = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
-        yield stopped.is_set
-        return
 
-    def stop(_signal: int, _frame: object) -> None:
+    before = _handlers()
+
+    def stop(number: int, _frame: object) -> None:
         stopped.set()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if isinstance(before[number], Noted):
+            before[number].signal = number
+        _put(before)
 
-    before = {number: signal.signal(number, stop) for number in _SIGNALS}
+    _put(dict.fromkeys(before, stop))
     try:
         yield stopped.is_set
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        _put(before)
+
+
+def _handlers() -> dict[int, Any]:
+    """Those of now; none where they cannot be changed, which only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.getsignal(number) or signal.SIG_DFL for number in _SIGNALS}
+
+
+def _put(handlers: dict[int, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

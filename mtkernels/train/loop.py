@@ -8,10 +8,11 @@ from torch import nn
 
 from .config import Config
 from .data import Batches, Dataset, EpochBatches, Feed, LabeledBatches, TwoStreamBatches, make_feed
-from .distributed import ALONE, Ranks, shard_
+from .distributed import ALONE, Ranks, averaging, shard_
 from .meter import Meter, Record
 from .methods import METHODS, Method
 from .models import make_model
+from .models.network import TwoHeads
 from .models.sync_norm import synchronize
 from .seeds import Purpose, stream_seed
 from .step import Step
@@ -99,9 +100,10 @@ def make_step(method: Method, ranks: Ranks = ALONE) -> Step:
             model.compile()  # in place: names of the weights stay
     network: nn.Module = student
     if ranks.world > 1 and not config.fsdp:
-        from torch.nn.parallel import DistributedDataParallel
-
-        network = DistributedDataParallel(student, broadcast_buffers=False, gradient_as_bucket_view=True)
+        for module in student.modules():
+            if isinstance(module, TwoHeads) and not method.uses_unlabeled:
+                module.consistency_head.requires_grad_(False)  # its gradient would be waited for
+        network = averaging(student)
     if config.cuda_graph:
         from .graph import GraphedStep
 

@@ -61,8 +61,12 @@ class Meter:
         *losses, skipped = self.ranks.sum_(share).tolist()
         means = {name: loss / self.steps for name, loss in zip(self.sums, losses, strict=True)}
         if skipped:
-            bad = [f"{name} must stay finite, got {mean}" for name, mean in means.items() if not math.isfinite(mean)]
-            what = (bad or ["gradients must stay finite, got inf or nan"])[0]
+            bad = [
+                f"{name} must stay finite, got {mean}"
+                for name, mean in means.items()
+                if not math.isfinite(mean)
+            ]
+            what = (bad or ["gradients and batch statistics must stay finite, got inf or nan"])[0]
             raise NonFiniteError(what, steps_done - round(skipped))
         return means
 
@@ -98,7 +102,10 @@ def error_percents(models: list[nn.Module], evaluation: Evaluation) -> list[tupl
     for model in models:
         model.eval()
     for images, labels in evaluation:
-        ranked = [heads_of(model(images))[0].topk(min(5, evaluation.classes)).indices for model in models]
+        if not len(labels):  # this rank has none: a sharded network still needs all ranks, and any network a row
+            images = images.new_zeros(1, *images.shape[1:])
+        logits = [heads_of(model(images))[0][: len(labels)] for model in models]
+        ranked = [each.topk(min(5, evaluation.classes)).indices for each in logits]
         hits = torch.stack(ranked) == labels[:, None]  # [models, rows, 5]
         right += torch.stack([hits[..., 0].sum(1), hits.sum((1, 2))], 1)
         rows += len(labels)

@@ -17,7 +17,12 @@ def make_optimizer(config: Config, weights: list[Tensor]) -> torch.optim.Optimiz
     """Of `shards`. Fused: its step takes found_inf and a gradient's scale on the device."""
     if config.optimizer == "adam":
         return torch.optim.Adam(
-            weights, lr=config.lr, eps=config.adam_epsilon, weight_decay=config.weight_decay, fused=True
+            weights,
+            lr=config.lr,
+            eps=config.adam_epsilon,
+            weight_decay=config.weight_decay,
+            fused=True,
+            capturable=config.cuda_graph,
         )
     return torch.optim.SGD(
         weights,

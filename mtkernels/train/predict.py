@@ -105,7 +105,7 @@ def make_reader(config: Config, described: dict[str, Any]) -> Reader:
     folders = config.dataset in ("imagenet", "folder")
     on_disk = described.get("on_disk", folders and tuple(facts.mean) == IMAGENET_MEAN)
     known = 224 if on_disk else _SIZES.get(config.dataset)
-    size = described.get("size", [config.image_size or known] * 2)
+    size = described.get("size") or [config.image_size or known] * 2
     if size[0] is None:
         raise SettingError("the run's dataset.json must have the images' size: it is of an older version")
     side, least = None, 0

@@ -12,6 +12,10 @@ FIXED = ("method", "dataset", "labels", "extra_unlabeled", "validation", "exclud
 FIXED += ("batch_size", "labeled_batch_size", "unlabeled_from", "arch", "width", "image_size", "optimizer")
 
 
+class AtItsEndError(SettingError):
+    """A run whose training is done, as far as its settings ask for it."""
+
+
 @dataclass(frozen=True)
 class Start:
     """What was there before this session."""
@@ -22,6 +26,7 @@ class Start:
     seconds: float = 0.0
     records: list[Record] = field(default_factory=list)
     best: Record | None = None
+    finished: bool = False  # whether its files were written, too
     changed: dict[str, tuple[object, object]] = field(default_factory=dict)  # setting -> before, now
 
 
@@ -45,5 +50,6 @@ def start_of(path: Path | None, config: Config) -> Start:
         seconds=numbers["seconds"],
         records=numbers["records"],
         best=numbers["best"],
+        finished=(folder / "summary.json").exists(),
         changed=changed,
     )

@@ -1,5 +1,6 @@
 """One run from config to a filled folder: what `mtkernels train` does once and `demo` several times."""
 
+import importlib.util
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from .loop import loop, make_batches, make_method, make_step
 from .meter import Meter
 from .methods import Method
 from .methods.method import heads_of
+from .models.rows import draws_alone
 from .resume import Start, start_of
 from .show import Show, Silent
 from .state import restore
@@ -29,9 +31,10 @@ def run(
 
     resume: a run's folder, or one of its checkpoints, to go on from. All ranks that torchrun started train one model.
     """
-    device = _device(config)
-    with started_ranks(device) as ranks:
+    with started_ranks(config.device) as ranks:
         start = start_of(resume, config)
+        if not ranks.same(start.step):
+            raise SettingError(f"resume must be a folder that all ranks see alike, got {resume}")
         data, batches, method = prepare(config, ranks)
         if start.step >= method.timeline.steps:
             raise SettingError(
@@ -61,6 +64,10 @@ def _train(folder: Path, data: Dataset, batches: Batches, step: Step, meter: Met
         watch = Watch(step, meter, folder, shown, should_stop)
         watch.records, watch.best = list(start.records), start.best
         watch.seconds = lambda: time.perf_counter() - began
+        if (alone := draws_alone(method.student)) and ranks.world * config.accumulate > 1:
+            shown.note(
+                f"{alone[0]} draws for the rows that it gets: the training depends on ranks and accumulate"
+            )
         loop(step, feed, meter, watch, first=start.step)
     return watch
 
@@ -74,7 +81,9 @@ def _finish(folder: Path, data: Dataset, batches: Batches, method: Method, watch
     summary: Summary = {}
     if ranks.main:
         data.quarantine.write(folder / "broken.txt")
-        if config.pictures and not (config.fsdp and ranks.world > 1):  # one rank alone cannot run a sharded network
+        if config.pictures and not (
+            config.fsdp and ranks.world > 1
+        ):  # one rank alone cannot run a sharded network
             write_pictures(folder, config, method, data, batches)
         summary = finish_folder(
             folder, config, watch.records, watch.best, steps=method.timeline.steps, seconds=watch.seconds()
@@ -93,6 +102,8 @@ def prepare(config: Config, ranks: Ranks = ALONE) -> tuple[Dataset, Batches, Met
             f"batch_size must be at least ranks x accumulate ({ranks.world} x {config.accumulate}),"
             f" got {config.batch_size}"
         )
+    if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise SettingError("tensorboard must be installed where it is on: pip install tensorboard")
     data = load_dataset(config).to(device)
     batches = make_batches(config, data)
     with make_feed(config, data, batches, 1):  # settings of views that the images cannot have
@@ -124,7 +135,7 @@ def _device(config: Config) -> torch.device:
     try:
         device = torch.device(local_device(config.device))
         torch.zeros(1, device=device).item()  # one that computes: not meta
-        if device.type == "cuda":
+        if device.index is not None:
             torch.cuda.set_device(device)  # NCCL, and CUDA graphs, take the current one
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]

@@ -31,6 +31,8 @@ class Show:
 
             self.board = Board(self.folder, start=self.first)
             self.stack.callback(self.board.close)
+            if (self.folder / "pairs.png").exists():
+                self.board.picture(self.folder / "pairs.png", self.first)
         self.console = self.stack.enter_context(
             progress(self.config, self.folder, self.steps, start=self.first)
         )

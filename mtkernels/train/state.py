@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import Checkpoint, DamagedCheckpoint
+from .checkpoint import Checkpoint, DamagedCheckpointError
 from .distributed import part_of, whole
 from .meter import Meter
 from .step import Step
@@ -32,7 +32,7 @@ def state_of(step: Step, meter: Meter) -> tuple[dict[str, Tensor], Numbers]:
     if step.scale is not None:
         tensors |= {"scale.scale": step.scale.scale, "scale.good_steps": step.scale.good_steps}
     numbers: Numbers = {"teacher_updates": int(step.method.ema.step)}
-    numbers |= {"meter_steps": meter.steps, "meter_images": meter.images}
+    numbers |= {"meter_names": list(meter.sums), "meter_steps": meter.steps, "meter_images": meter.images}
     return {name: _saved(value) for name, value in tensors.items()}, numbers
 
 
@@ -41,19 +41,19 @@ def restore(step: Step, meter: Meter, saved: Checkpoint) -> None:
     tensors, numbers = saved
     ema, method = step.method.ema, step.method
     for role in ("student", "teacher"):
-        _load(getattr(method, role), _below(tensors, f"{role}."))
+        _load(getattr(method, role), below(tensors, f"{role}."))
     ema.step.fill_(numbers["teacher_updates"])
     for name, weight, shard in _weights(step):
         state = {}
-        for key, value in _below(tensors, f"optimizer.{name}.").items():
+        for key, value in below(tensors, f"optimizer.{name}.").items():
             value = part_of(value, weight)
             like = shard.detach() if value.shape == shard.shape else value.to(shard.device)
             state[key] = torch.empty_like(like, dtype=value.dtype).copy_(value)
         if state:
             step.optimizer.state[shard] = state
     meter.restart()
-    for name, total in _below(tensors, "meter.").items():
-        total = total.to(step.device)
+    for name in numbers["meter_names"]:  # in this order
+        total = tensors[f"meter.{name}"].to(step.device)
         meter.sums[name] = total if step.ranks.main else torch.zeros_like(total)
     meter.steps, meter.images = numbers["meter_steps"], numbers["meter_images"]
     if step.scale is not None and "scale.scale" in tensors:
@@ -74,10 +74,12 @@ def _load(model: nn.Module, values: Mapping[str, Tensor]) -> None:
     own = model.state_dict()
     if own.keys() != values.keys():
         other = sorted(own.keys() ^ values.keys())[0]
-        raise DamagedCheckpoint(f"the checkpoint is of another network: only one of the two has {other!r}")
+        raise DamagedCheckpointError(
+            f"the checkpoint is of another network: only one of the two has {other!r}"
+        )
     for name, tensor in own.items():
         if tensor.shape != values[name].shape:
-            raise DamagedCheckpoint(
+            raise DamagedCheckpointError(
                 f"the checkpoint is of another network: {name!r} must have shape {list(tensor.shape)},"
                 f" got {list(values[name].shape)}"
             )
@@ -87,7 +89,8 @@ def _load(model: nn.Module, values: Mapping[str, Tensor]) -> None:
             tensor.copy_(values[name])
 
 
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those whose names begin with `prefix`, without it."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 

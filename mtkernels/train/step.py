@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import mtkernels
 from mtkernels.ops.ema import look_for_nonfinite
 
+from .config import SettingError
 from .data.feed import Batch
 from .distributed import ALONE, Ranks, local
 from .methods import Method
@@ -27,9 +28,9 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class Step:
     """Moves the student, then the teacher, by one batch; gives the terms of its loss.
 
-    A loss that is not finite, or a gradient, ends the training in effect: from that step on neither model moves, and
-    `skipped` counts the steps, until someone looks. Of fp16 a gradient is no failure: the step is left out and the
-    scale falls.
+    A loss, a batch statistic or a gradient that is not finite ends the training in effect: from that step on neither
+    model moves, and `skipped` counts the steps until someone looks, who then calls `restore_buffers`. In fp16 a
+    gradient is no failure: the step is left out, and the scale falls.
     """
 
     def __init__(self, method: Method, ranks: Ranks = ALONE, *, network: nn.Module | None = None) -> None:
@@ -40,10 +41,12 @@ class Step:
         self.weights, self.shards = list(method.student.parameters()), shards(method.student)
         self.optimizer = make_optimizer(self.config, self.shards)
         self.device = self.shards[0].device
+        self.begun = False
         self.found_inf = torch.zeros((), device=self.device)
         self.skipped = torch.zeros((), device=self.device)
         self.scale = LossScale(self.device) if self.config.precision == "fp16" else None
         self.buffers = [*method.student.buffers(), *method.teacher.buffers()]
+        self.statistics = [buffer for buffer in self.buffers if buffer.is_floating_point()]
         self.sound_buffers = [buffer.clone() for buffer in self.buffers]  # as before a step that fails
 
     def __call__(self, batch: Batch, step: int) -> dict[str, Tensor]:
@@ -56,10 +59,12 @@ class Step:
         self.method.student.zero_grad()
         terms: dict[str, Tensor] = {}
         count = self.config.accumulate
-        for number, part in enumerate(batch.parts(count)):
+        for number, part in enumerate(batch.parts()):
             with self._synchronized(number + 1 == count):
                 for name, term in self._backward(part, step, weight).items():
                     terms[name] = terms[name] + term if name in terms else term
+        if not self.begun:
+            self._check_gradients()
         self._look(terms)
         self.method.before_step(self.found_inf)
         self._optimize()
@@ -68,9 +73,10 @@ class Step:
         return terms
 
     def _backward(self, part: Batch, step: int, weight: float | Tensor) -> dict[str, Tensor]:
-        rows = None if part.rows is None else Rows(part.rows.to(self.device), part.counts.rows)
-        for model in (self.method.student, self.method.teacher):
-            set_rows(model, rows)
+        rows = None if part.rows is None else Rows(part.rows, part.counts.rows)
+        if rows is not None:
+            for model in (self.method.student, self.method.teacher):
+                set_rows(model, rows)
         self._seed(step)
         views = [self._laid_out(view) for view in part.views]
         dtype = _DTYPES.get(self.config.precision)
@@ -78,9 +84,7 @@ class Step:
             loss, terms = self.method.objective(views, part.labels, weight, part.counts)
         if self.scale is not None:
             loss = loss * self.scale.scale
-        if (
-            self.ranks.world > 1
-        ):  # wrappers take the mean over the ranks, of losses that are shares of the whole
+        if self.ranks.world > 1:  # wrappers take the ranks' mean, of losses that are shares of the whole
             loss = loss * self.ranks.world
         loss.backward()
         return terms
@@ -102,16 +106,29 @@ class Step:
         with waits:
             yield
 
+    def _check_gradients(self) -> None:
+        """Before DistributedDataParallel's error, which has no names, in the second step."""
+        self.begun = True
+        if not hasattr(self.network, "no_sync"):
+            return
+        for name, weight in self.method.student.named_parameters():
+            if weight.requires_grad and weight.grad is None:
+                raise SettingError(
+                    f"arch {self.config.arch} must use all weights on several ranks, got no gradient of {name!r}:"
+                    " freeze it by requires_grad_(False), or train with fsdp"
+                )
+
     def _look(self, terms: dict[str, Tensor]) -> None:
-        losses = list(terms.values())
+        # Statistics may overflow where the loss does not: what is divided by inf is 0.
+        forward = [*terms.values(), *self.statistics]
         gradients = [local(weight.grad) for weight in self.weights if weight.grad is not None]
         if self.scale is None:
-            look_for_nonfinite(self.found_inf, [*gradients, *losses])  # stays set
+            look_for_nonfinite(self.found_inf, [*gradients, *forward])  # stays set
             self.ranks.max_(self.found_inf)
             self.skipped += self.found_inf
             return
         failed = (self.skipped > 0).to(self.found_inf.dtype)
-        look_for_nonfinite(failed, losses)
+        look_for_nonfinite(failed, forward)
         self.ranks.max_(failed)
         self.skipped += failed
         self.found_inf.copy_(failed)

@@ -4,13 +4,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from .checkpoint import save_checkpoint
+from torch import Tensor
+
+from .checkpoint import FOLDER, name_of, save_checkpoint, save_tensors
+from .files import write_with
 from .folder import write_weights
 from .meter import Meter, NonFiniteError, Record
-from .state import Numbers, state_of
+from .resume import Start
+from .state import Numbers, below, state_of
 from .step import Step
 
-_LOOKS = 50  # steps between two, where nothing else is asked for
+_LOOKS = 50  # steps between two at most
+_BEST = "best.safetensors"
 
 
 class Show(Protocol):
@@ -34,15 +39,25 @@ class Watch:
     """
 
     def __init__(
-        self, step: Step, meter: Meter, folder: Path, show: Show, should_stop: Callable[[], bool]
+        self,
+        step: Step,
+        meter: Meter,
+        folder: Path,
+        show: Show,
+        should_stop: Callable[[], bool],
+        start: Start | None = None,
     ) -> None:
+        """start: what the run goes on from; its best weights are put back, those of later steps forgotten."""
         self.step, self.meter, self.folder, self.show = step, meter, folder, show
         self.should_stop, self.ranks, self.timeline = should_stop, step.ranks, step.method.timeline
         self.config = step.config
-        self.records: list[Record] = []
-        self.best: Record | None = None
+        start = Start() if start is None else start
+        self.records: list[Record] = list(start.records)
+        self.best: Record | None = start.best
         self.seconds: Callable[[], float] = lambda: 0.0
-        self.last_saved: int | None = None
+        self.last_saved: int | None = start.step if start.checkpoint else None
+        if start.checkpoint and self.ranks.main:
+            self._restore_best(below(start.checkpoint.tensors, "best."))
 
     def __call__(self, steps_done: int) -> bool:
         stop = self.ranks.any(self.should_stop())
@@ -51,9 +66,8 @@ class Watch:
         try:
             if evaluates:
                 self._record(steps_done)
-            elif steps_done % (self.config.print_interval or _LOOKS) == 0:
-                losses = self.meter.look(steps_done)
-                self.show.losses(steps_done, losses, self.meter.images_per_second)
+            else:
+                self._look(steps_done)
             if stop or ends or self.timeline.saves(steps_done):
                 self.meter.look(steps_done)
                 self.save(steps_done, must=stop)
@@ -63,6 +77,13 @@ class Watch:
             raise FloatingPointError(self._rescue(error)) from error
         return stop or ends
 
+    def _look(self, steps_done: int) -> None:
+        shows = steps_done % (self.config.print_interval or _LOOKS) == 0
+        if shows or steps_done % _LOOKS == 0:
+            losses = self.meter.look(steps_done)
+            if shows:
+                self.show.losses(steps_done, losses, self.meter.images_per_second)
+
     def _record(self, steps_done: int) -> None:
         if not self.config.sync_batch_norm:
             self.step.share_buffers()
@@ -71,8 +92,33 @@ class Watch:
         self.show.record(record)
         error = f"{self.step.method.headline}_error"
         if self.config.keeps_best and (self.best is None or record[error] < self.best[error]):
+            self._keep_best(record)
+
+    def _keep_best(self, record: Record) -> None:
+        failed = False
+        try:
+            write_weights(self.folder / _BEST, self.step.method.headline_model, self.ranks)
+        except OSError as error:
+            failed = True
+            self.show.note(f"the best weights, of step {record['step']}, could not be written: {error}")
+        if not self.ranks.any(failed):
             self.best = record
-            write_weights(self.folder / "best.safetensors", self.step.method.headline_model, self.ranks)
+
+    def _restore_best(self, tensors: dict[str, Tensor]) -> None:
+        path = self.folder / _BEST
+        if tensors:
+            write_with(path, lambda temporary: save_tensors(temporary, tensors))
+        else:
+            path.unlink(missing_ok=True)
+
+    def _best(self) -> dict[str, Tensor]:
+        """For a checkpoint: a run that goes on from it may find no better ones, after others had been found."""
+        from safetensors.torch import load_file
+
+        path = self.folder / _BEST
+        if self.best is None or not path.exists():
+            return {}
+        return {f"best.{name}": value for name, value in load_file(path).items()}
 
     def save(self, steps_done: int, *, must: bool = False) -> Path | None:
         """A checkpoint; where it cannot be written, a note, or where it `must`, OSError."""
@@ -84,7 +130,7 @@ class Watch:
         numbers |= self.numbers()
         try:
             path = save_checkpoint(
-                self.folder, steps_done, tensors, numbers, keep=self.config.keep_checkpoints
+                self.folder, steps_done, tensors | self._best(), numbers, keep=self.config.keep_checkpoints
             )
         except OSError as error:
             kept = "" if self.last_saved is None else f"; that of step {self.last_saved} is kept"
@@ -109,6 +155,10 @@ class Watch:
         """A checkpoint of the state before the step that failed."""
         self.step.restore_buffers()
         self.meter.restart()
-        path = self.save(error.step)
+        path: Path | None = self.folder / FOLDER / name_of(error.step)
+        if not self.ranks.any(
+            error.step == self.last_saved
+        ):  # that one has the losses of the steps before, too
+            path = self.save(error.step)
         where = f", in {path}" if path else ""
         return f"{error}; student and teacher are as they were before it{where}"

@@ -26,7 +26,6 @@ def test_metrics_are_read_back_and_a_resumed_run_goes_on(tmp_path):
     board.record(record(100, 50.0))
     board.losses(150, {"class_loss": 0.25}, 1000.0)
     board.record(record(200, 40.0))
-    board.note("a sentence")
     board.close()
     assert scalars(tmp_path) == {
         "evaluation/class_loss": [(100, 0.5), (200, 0.5)],

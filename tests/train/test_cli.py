@@ -104,7 +104,7 @@ def test_a_download_from_a_mirror(command, tmp_path):
         (
             ("train", "--resume", "x"),
             2,
-            "mtkernels: --resume is not supported: runs start from the beginning\n",
+            "mtkernels: resume must be a run's folder with a checkpoint, or a checkpoint in one, got x\n",
         ),
         (
             ("train", "--epochs", 3, "--steps", 4),

@@ -14,9 +14,9 @@ RECORD = {"step": 300, **LOSSES, "student_error": 2.5, "teacher_error": 1.25, "i
 
 def show(tmp_path, config: Config = Config(), start: int = 0) -> None:  # noqa: B008 -- frozen
     with progress(config, tmp_path, 400, start) as shown:
-        shown.losses(250, LOSSES, 1234.5)
-        shown.record(RECORD)
-        shown.note("something")
+        shown.tick(250, LOSSES, 1234.5)
+        shown(RECORD)
+        shown.write("something")
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import tomllib
 from mtkernels.train.commands import parse
 from mtkernels.train.commands.train import as_toml
 from mtkernels.train.config import Config, SettingError
-from mtkernels.train.flags import NOT_YET, translate
+from mtkernels.train.flags import INSTEAD, translate
 from mtkernels.train.presets import PRESETS
 
 
@@ -125,10 +125,16 @@ def test_lengths_do_not_change_their_unit_unseen(words, message):
         config_of(*words)
 
 
-@pytest.mark.parametrize("flag", NOT_YET)
-def test_what_is_not_there_says_so(flag):
+@pytest.mark.parametrize("flag", INSTEAD)
+def test_what_is_another_command_says_so(flag):
     with pytest.raises(SettingError, match=rf"^{flag} is not supported: "):
         translate(["--seed", "1", flag, "x"])
+
+
+def test_published_flags_of_checkpoints_and_prints():
+    config = config_of("--checkpoint-epochs", 3, "--print-freq", 10)
+    assert (config.checkpoint_interval, config.print_interval) == (3, 10)
+    assert config_of("-p", 7).print_interval == 7
 
 
 @pytest.mark.parametrize(

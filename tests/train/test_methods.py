@@ -180,7 +180,7 @@ def test_a_teacher_that_moves_before_the_step_is_one_step_behind(make):
 
 
 def batch_of(method):
-    return Batch(VIEWS[: method.views], LABELS, COUNTS, None, 20)
+    return Batch(VIEWS[: method.views], LABELS, COUNTS)
 
 
 @pytest.mark.parametrize("buffers", ["average", "copy", "keep"])

@@ -14,15 +14,16 @@ from PIL import Image
 from mtkernels.train import export as module
 from mtkernels.train.cli import main
 from mtkernels.train.config import Config
+from mtkernels.train.data.decode import DecodeError
 from mtkernels.train.data.digits import digits
 from mtkernels.train.export import load_exported
-from mtkernels.train.predict import _grey, load_run
+from mtkernels.train.predict import Reader, _grey, load_run
 from mtkernels.train.run import run
 
 from .data.images import write_digits
 
 LEARNING = {"steps": 40, "eval_interval": 0, "labels": 200, "width": 8, "lr": 0.2, "dropout": 0.0}
-LEARNING |= {"ema_decay": 0.8, "batch_size": 60, "labeled_batch_size": 40}
+LEARNING |= {"ema_decay": 0.8, "batch_size": 60, "labeled_batch_size": 40, "pictures": False}
 
 
 def trained(out, **changes):
@@ -88,6 +89,19 @@ def test_evaluate_on_other_images_of_the_same_classes(plain, tmp_path, capsys):
     test = digits().test
     error = 100 * (load_run(folder, "teacher")(test.images).argmax(1) != test.labels).double().mean().item()
     assert capsys.readouterr().out == f"error on 500 test images: teacher {error:.2f}%\n"
+
+
+def test_evaluate_by_a_checkpoint_and_by_the_best(plain, tmp_path, capsys):
+    """A run that was killed has no other weights than those of a checkpoint."""
+    copy, summary = tmp_path / "run", plain[1]
+    shutil.copytree(plain[0], copy)
+    for role in ("student", "teacher"):
+        (copy / f"{role}.safetensors").unlink()
+    for role in ("teacher", "best"):
+        assert main(["evaluate", str(copy), "--role", role]) == 0
+    errors = f"teacher {summary['teacher_error']:.2f}%", f"best {summary['best_teacher_error']:.2f}%"
+    lines = [f"error on 200 validation images: {words}" for words in errors]
+    assert capsys.readouterr().out.splitlines()[-2:] == lines
 
 
 @pytest.mark.parametrize("dataset", ["folder", "imagenet"])
@@ -220,7 +234,7 @@ def test_without_onnx_one_sentence(plain, monkeypatch, capsys):
     ("arguments", "code", "words"),
     [
         (("evaluate", "{empty}"), 2, "mtkernels: {empty} must be a run's folder: it has no config.json\n"),
-        (("evaluate", "{run}", "--role", "best"), 1, "best.safetensors"),
+        (("evaluate", "{test}", "--role", "best"), 1, "best.safetensors"),
         (
             ("evaluate", "{run}", "--device", "gpu"),
             2,
@@ -243,8 +257,8 @@ def test_without_onnx_one_sentence(plain, monkeypatch, capsys):
         (("export", "{run}", "--format", "pickle"), 2, "onnx"),
     ],
 )
-def test_mistakes_are_one_sentence(plain, tmp_path, capsys, arguments, code, words):
-    places = {"run": plain[0], "empty": tmp_path}
+def test_mistakes_are_one_sentence(plain, whitened, tmp_path, capsys, arguments, code, words):
+    places = {"run": plain[0], "test": whitened[0], "empty": tmp_path}
     assert main([word.format(**places) for word in arguments]) == code
     err = capsys.readouterr().err
     assert words.format(**places) in err and "Traceback" not in err
@@ -259,6 +273,16 @@ def test_other_classes_are_refused(tmp_path, capsys):
     assert main(["evaluate", str(folder), "--data", str(other)]) == 2
     sentence = "data must have the run's 2 classes, got 3, of which digit2 differ"
     assert sentence in capsys.readouterr().err
+
+
+def test_images_that_are_not_square_must_have_their_size(tmp_path):
+    read = Reader(3, 255, (4, 6), None)
+    pixels = np.random.RandomState(0).randint(0, 256, (4, 6, 3), dtype=np.uint8)
+    for name, image in {"right.png": pixels, "wrong.png": pixels[:3]}.items():
+        Image.fromarray(image).save(tmp_path / name)
+    assert (read(tmp_path / "right.png").permute(1, 2, 0).numpy() == pixels).all()
+    with pytest.raises(DecodeError, match=r"wrong.png: must have 4 x 6 pixels, got 3 x 6$"):
+        read(tmp_path / "wrong.png")
 
 
 def test_grey_is_pillows():

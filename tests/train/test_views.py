@@ -121,6 +121,16 @@ def launches(run: Callable[[], object]) -> int:
     return count.calls
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_channels_last_is_the_same_in_another_order_of_memory(noise):
+    config = replace(PLAIN, translate=3, flip=True, noise=noise)
+    data = dataset(config)
+    plain = Views(config, data, 2)(draw_of(), 4)
+    views = Views(replace(config, channels_last=True), data, 2)(draw_of(), 4)
+    assert all(view.is_contiguous(memory_format=torch.channels_last) for view in views)
+    assert all(map(torch.equal, views, plain))
+
+
 def test_batches_of_unequal_size_are_not_drawn_together():
     with pytest.raises(RuntimeError, match="equal size"):
         next(Views(PLAIN, dataset(PLAIN), 1).ahead([draw_of(20), draw_of(19)], 0))

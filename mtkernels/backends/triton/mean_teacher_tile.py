@@ -2,8 +2,8 @@
 
 `at`: pointers to class 0 of each row, of student, teacher, second, dstudent and dsecond; `along`: their class strides.
 `own`: the student's and the teacher's logit at the label; NaN where there is none. `scales`: of the gradients of the
-three terms; the first is 0 in a row without a label. They and what else a row has one of are in fp64 where the device has it;
-`wide`: of logits and their maxima. d is the head that meets the teacher: a where there is but one.
+three terms; the first is 0 in a row without a label. They and what else a row has one of are in fp64 where the device
+has it; `wide`: of logits and maxima. d is the head that meets the teacher: a where there is but one.
 """
 
 import triton

@@ -32,14 +32,12 @@ def exponential(x):
 
 @triton.jit
 def row_sum(x, dtype: tl.constexpr):
-    """By fours, whose sums are added up in dtype: where one class outweighs the rest, each further addition in fp32 rounds
-    off at its size."""
-    if x.dtype == dtype:
-        return tl.sum(x, axis=1, keep_dims=True)
+    """Of many classes by fours, whose sums are added up in dtype: an addition rounds off at the size of the largest."""
+    if x.dtype == dtype or x.shape[1] <= 64:
+        return tl.sum(x, axis=1, keep_dims=True).to(dtype)
     else:
-        FEW: tl.constexpr = 4 if x.shape[1] >= 4 else 1
-        few = tl.sum(tl.reshape(x, [x.shape[0], x.shape[1] // FEW, FEW]), axis=2)
-        return tl.sum(few.to(dtype), axis=1, keep_dims=True)
+        fours = tl.sum(tl.reshape(x, [x.shape[0], x.shape[1] // 4, 4]), axis=2)
+        return tl.sum(fours.to(dtype), axis=1, keep_dims=True)
 
 
 @triton.jit
@@ -71,8 +69,7 @@ def given(parts, pointer, wide: tl.constexpr):
 
 @triton.jit
 def split(x, wide: tl.constexpr):
-    """A row's constant in two parts: rounded to one, it would be off by the same for every class, which does not average
-    out."""
+    """A row's constant in two parts: rounded to one, it would be off by the same for all classes, not average out."""
     high = x.to(wide)
     low = (x - high.to(x.dtype)).to(wide)
     return high, tl.where(high - high == 0, low, 0.0)
@@ -180,8 +177,8 @@ def _logs_over_mean(u, v):
 
 @triton.jit
 def contrast(LOSS: tl.constexpr, ea, eb, ratio):
-    """What tells the sides apart, class by class. softmax_js: log(p / m), log(q / m). Else d, twice: 0 for equal sides even
-    where it is contracted."""
+    """What tells the sides apart, class by class. softmax_js: log(p / m), log(q / m). Else d, twice: 0 for equal sides,
+    even where it is contracted."""
     high, low = split(ratio, ea.dtype)
     if LOSS == "softmax_js":
         return _logs_over_mean(ea * high, eb)

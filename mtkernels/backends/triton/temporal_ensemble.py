@@ -244,8 +244,8 @@ def temporal_ensemble_(
             max(rows, 1), at.tiles, ensemble.shape[0], classes,
             strides[0], ensemble.stride(0), strides[1], index.stride(0),
             CORRECTION=correction, HAS_TARGET=has_target, REDUCTION=reduction, ROWS=at.tile_rows,
-            BLOCK=at.block, ONE_BLOCK=at.one_block, PARTIALS=PARTIALS, FP64=has_fp64(student.device), num_warps=at.num_warps,
-            enable_fp_fusion=FP_FUSION,
+            BLOCK=at.block, ONE_BLOCK=at.one_block, PARTIALS=PARTIALS, FP64=has_fp64(student.device),
+            num_warps=at.num_warps, enable_fp_fusion=FP_FUSION,
         )  # fmt: skip
     return loss, dstudent
 

@@ -3,7 +3,9 @@
 import argparse
 import contextlib
 import json
+import os
 import shutil
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +18,11 @@ except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
 from ..checkpoint import checkpoints, find_checkpoint
-from ..cli import INTERRUPTED
 from ..config import LENGTHS, Config, SettingError, suggestion
 from ..distributed import is_main
+from ..interrupt import Noted
 from ..presets import PRESETS
+from ..resume import AtItsEndError
 from ..run import prepare, run
 
 _REFERENCE = {
@@ -92,7 +95,12 @@ def _check_units(
 
 def settings_of_run(path: Path) -> Config:
     """Those that a run's folder, or that of its checkpoint, was trained with."""
-    file = find_checkpoint(path).parents[1] / "config.json"
+    return settings_in(find_checkpoint(path).parents[1])
+
+
+def settings_in(folder: Path) -> Config:
+    """Those in a run's folder."""
+    file = folder / "config.json"
     try:
         return Config.from_dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
@@ -132,9 +140,32 @@ def resumed(command: Train) -> Path | None:
     folder = config.out / config.name
     if checkpoints(folder):
         return folder
-    if (folder / "config.json").exists() and not (folder / "summary.json").exists():
-        shutil.rmtree(folder)  # a run that was killed before its first checkpoint
+    if is_main() and _is_begun(folder):
+        _clear(folder)
     return None
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether it is what a run has left that was killed before its first checkpoint."""
+    names = os.listdir(folder) if folder.is_dir() else []
+    if "config.json" not in names or "summary.json" in names:
+        return all(name.startswith(".") and name.endswith(".tmp") for name in names)
+    try:
+        settings_in(folder)
+    except SettingError:  # another program's
+        return False
+    return True
+
+
+def _clear(folder: Path) -> None:
+    """What tells that it may be removed goes last: this may be killed, too."""
+    if not folder.is_dir():
+        return
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == "config.json"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def train(command: Train) -> int:
@@ -145,7 +176,13 @@ def train(command: Train) -> int:
         return 0
     if command.dry_run:
         return dry_run(command.config)
-    return train_one(command.config, resume=resumed(command))
+    try:
+        return train_one(command.config, resume=resumed(command))
+    except AtItsEndError as end:
+        if command.resume != "auto":
+            raise
+        print(f"mtkernels: {end}")
+        return 0
 
 
 def dry_run(config: Config) -> int:
@@ -169,13 +206,15 @@ def dry_run(config: Config) -> int:
 
 def train_one(config: Config, *, resume: Path | None = None) -> int:
     """Train, say how it ended, and return the exit code."""
-    folder, summary = run(config, resume=resume)
+    with Noted() as noted:
+        folder, summary = run(config, resume=resume)
+    code = 128 + (noted.signal or signal.SIGINT) if summary["interrupted"] else 0  # as shells have it
     if not is_main():
-        return 0
+        return code
     end = "stopped at step" if summary["interrupted"] else "finished step"
     errors = [f"{role} {summary[f'{role}_error']:.2f}%" for role in ("student", "teacher")]
     print(
         f"{end} {summary['steps_done']} after {summary['seconds']:.0f} s,"
         f" error on {config.eval_split} images: {', '.join(errors)}; all in {folder}"
     )
-    return INTERRUPTED if summary["interrupted"] else 0
+    return code

@@ -61,6 +61,7 @@ __all__ = [
     "Draw",
     "EpochBatches",
     "Evaluation",
+    "Feed",
     "ImageFiles",
     "ImageSet",
     "LabeledBatches",

@@ -1,6 +1,6 @@
 """Batches of views and labels, step by step, from images in memory or from files: this rank's part of each."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import NamedTuple, Protocol
@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from ..config import Config
-from ..distributed import ALONE, Ranks, places
+from ..distributed import ALONE, Ranks, share
 from .dataset import Dataset
 from .raw import NO_LABEL
 from .sampler import Draw, LabeledBatches
 from .stream import StreamBatches
 from .views import StreamViews, Views, with_noise
+
+_AHEAD = 64  # steps whose random numbers are drawn at once
 
 
 class Counts(NamedTuple):
@@ -30,22 +32,16 @@ class Batch(NamedTuple):
     views: list[Tensor]  # each [rows, channels, height, width] float32
     labels: Tensor  # [rows] int64, NO_LABEL where unlabeled
     counts: Counts
-    rows: Tensor | None  # [rows] int64: which ones of the whole batch these are; None: all of it
-    unlabeled: int  # of these rows, the first ones
+    rows: Tensor | None = None  # [rows] int64: which ones of the whole batch these are; None: all of it
+    split: Sequence[Tensor] = ()  # which of these rows make up each part, where there is more than one
 
-    def parts(self, count: int) -> Iterator["Batch"]:
-        """Itself in so many parts, each with its share of either stream."""
-        if count == 1:
+    def parts(self) -> Iterator["Batch"]:
+        """What goes through the network at once, one after the other; each has its share of either stream."""
+        if not self.split:
             yield self
-            return
-        rows = torch.arange(len(self.labels)) if self.rows is None else self.rows
-        for number in range(count):
-            at = places(self.unlabeled, len(self.labels), number, count)
-            here = at.to(self.labels.device)
-            unlabeled = int((at < self.unlabeled).sum())
-            yield Batch(
-                [view[here] for view in self.views], self.labels[here], self.counts, rows[at], unlabeled
-            )
+        for at in self.split:
+            rows = at if self.rows is None else self.rows[at]
+            yield Batch([view[at] for view in self.views], self.labels[at], self.counts, rows)
 
 
 class Feed(AbstractContextManager, Protocol):
@@ -68,53 +64,91 @@ class _Shares:
     """Which rows of each batch are this rank's, and what the labels of a batch count."""
 
     def __init__(self, config: Config, data: Dataset, batches: LabeledBatches, ranks: Ranks) -> None:
-        self.batches, self.ranks, self.labels = batches, ranks, data.pool.labels
+        self.batches, self.labels, self.device = batches, data.pool.labels, data.device
+        self.ranks, self.accumulate = ranks, config.accumulate
         self.over_labeled = config.class_loss_over == "labeled"
 
     @cached_property
-    def rows(self) -> Tensor | None:
-        """The same ones of every batch; None: all."""
-        if self.ranks.world == 1:
-            return None
+    def total(self) -> int:
+        """Rows of a whole batch."""
+        return len(self.batches.draw(0).index)
+
+    @cached_property
+    def _share(self) -> tuple[Tensor, list[Tensor], int]:
+        """The same of every batch: this rank's rows, those of each part, and how many are of the unlabeled stream."""
         draw = self.batches.draw(0)
-        return places(draw.unlabeled, len(draw.index), self.ranks.rank, self.ranks.world)
+        rows, split = share(draw.unlabeled, self.total, self.ranks, self.accumulate)
+        unlabeled = int((rows < draw.unlabeled).sum())
+        return rows.to(self.device), [part.to(self.device) for part in split], unlabeled
 
-    def draw(self, step: int) -> Draw:
-        """This rank's images of `step`."""
-        draw = self.batches.draw(step)
-        return draw if self.rows is None else draw.take(self.rows)
+    @cached_property
+    def rows(self) -> Tensor | None:
+        """This rank's, on the device; None: all."""
+        return None if self.ranks.world == 1 else self._share[0]
 
-    def batch(self, views: list[Tensor], labels: Tensor, step: int) -> Batch:
-        """Views and known labels of this rank's images as a batch."""
-        draw = self.batches.draw(step)
-        rows = class_rows = len(draw.index)
-        if self.over_labeled:
-            known = seen(self.labels[draw.index], draw) != NO_LABEL
-            class_rows = known.sum().clamp(min=1).to(labels.device)
-        mine = draw if self.rows is None else draw.take(self.rows)
-        return Batch(views, seen(labels, mine), Counts(rows, class_rows), self.rows, mine.unlabeled)
+    @cached_property
+    def _drawn(self) -> Tensor:
+        """The same where images are drawn."""
+        return self.rows.to(self.batches.draw(0).index.device)
+
+    def mine(self, draw: Draw) -> Draw:
+        """This rank's images of a batch."""
+        if self.rows is None:
+            return draw
+        return Draw(draw.index[self._drawn], draw.passes[self._drawn], self._share[2])
+
+    def seen(self, draws: Sequence[Draw]) -> Tensor:
+        """Labels [batches, rows] of whole batches, those of the unlabeled part hidden."""
+        labels = self.labels[torch.stack([draw.index for draw in draws])]
+        labels[:, : draws[0].unlabeled] = NO_LABEL
+        return labels
+
+    def batch(self, views: list[Tensor], labels: Tensor, rows: int, class_rows: int | Tensor) -> Batch:
+        """This rank's views and labels, of a batch of so many rows."""
+        split = () if self.accumulate == 1 else self._share[1]
+        return Batch(views, labels, Counts(rows, class_rows), self.rows, split)
+
+    def batches_of(self, draws: Sequence[Draw], views: Iterable[list[Tensor]]) -> Iterator[Batch]:
+        """Batches of this rank's views of images in memory; the labels of all are looked up at once."""
+        labels = self.seen(draws)
+        rows = labels.shape[1]
+        over = (labels != NO_LABEL).sum(1).clamp(min=1) if self.over_labeled else None
+        labels = labels if self.rows is None else labels[:, self.rows]
+        for at, parts in enumerate(views):
+            yield self.batch(parts, labels[at], rows, rows if over is None else over[at])
 
 
 class MemoryFeed:
-    """Views made on the device that holds the images."""
+    """Views made on the device that holds the images; what is random of them is drawn for many steps at once."""
 
     def __init__(
         self, config: Config, data: Dataset, batches: LabeledBatches, views: int, ranks: Ranks = ALONE
     ) -> None:
-        self.shares, self.labels = _Shares(config, data, batches, ranks), data.pool.labels
+        self.shares = _Shares(config, data, batches, ranks)
         self.views = Views(config, data, views)
         # Drawn by the step for all rows of a batch: every rank makes them all, and takes its own.
         self.whole = ranks.world > 1 and (config.augment == "affine" or config.noise > 0)
+        self.next, self.made = -1, iter(())
 
     def batch(self, step: int) -> Batch:
         """The batch of `step`, any."""
-        draw = self.shares.draw(step)
-        if self.whole:
-            rows = self.shares.rows.to(draw.index.device)
-            views = [view[rows] for view in self.views(self.shares.batches.draw(step), step)]
-        else:
-            views = self.views(draw, step)
-        return self.shares.batch(views, self.labels[draw.index], step)
+        if step != self.next:
+            self.made = self._from(step)
+        self.next = step + 1
+        return next(self.made)
+
+    def _from(self, step: int) -> Iterator[Batch]:
+        while True:
+            draws = [self.shares.batches.draw(at) for at in range(step, step + _AHEAD)]
+            yield from self.shares.batches_of(draws, self._views(draws, step))
+            step += _AHEAD
+
+    def _views(self, draws: Sequence[Draw], step: int) -> Iterator[list[Tensor]]:
+        if not self.whole:
+            yield from self.views.ahead([self.shares.mine(draw) for draw in draws], step)
+            return
+        for views in self.views.ahead(draws, step):
+            yield [view[self.shares.rows] for view in views]
 
     def __enter__(self) -> "MemoryFeed":
         return self
@@ -131,7 +165,7 @@ class StreamFeed:
     ) -> None:
         self.config, self.device = config, data.device
         self.shares = _Shares(config, data, batches, ranks)
-        self.next = 0
+        self.next = -1
         self.files, self.labels = data.pool.images, data.pool.labels
         self.views_of = StreamViews(config, data, views)
         self.quarantine = data.quarantine
@@ -139,13 +173,19 @@ class StreamFeed:
 
     def batch(self, step: int) -> Batch:
         """The batch of `step`; another than the next one starts the workers anew."""
-        if self.loaded is None or step != self.next:
+        if step != self.next:
             self._start(step)
         views, labels = next(self.loaded)
         self.next = step + 1
         # Both are pinned: moved before anything makes them anew.
         views, labels = (tensor.to(self.device, non_blocking=True) for tensor in (views, labels))
-        return self.shares.batch(with_noise(list(views), self.config, step), labels, step)
+        draw = self.shares.batches.draw(step)
+        labels[: self.shares.mine(draw).unlabeled] = NO_LABEL
+        rows = over = len(draw.index)
+        if self.shares.over_labeled:
+            over = max(int((self.shares.seen([draw]) != NO_LABEL).sum()), 1)  # files' labels are with the host
+        views = with_noise(list(views), self.config, step, self.shares.rows, rows)
+        return self.shares.batch(views, labels, rows, over)
 
     def _start(self, step: int) -> None:
         self.__exit__()
@@ -162,7 +202,7 @@ class StreamFeed:
 
     def _draws(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         while True:
-            draw = self.shares.draw(step)
+            draw = self.shares.mine(self.shares.batches.draw(step))
             yield draw.index, draw.passes
             step += 1
 
@@ -173,9 +213,3 @@ class StreamFeed:
         if self.loaded is not None:
             self.loaded.close()
             self.loaded = None
-
-
-def seen(labels: Tensor, draw: Draw) -> Tensor:
-    """A batch's labels, those of its unlabeled part hidden."""
-    part = torch.arange(len(labels), device=labels.device) < draw.unlabeled
-    return labels.masked_fill(part, NO_LABEL)

@@ -162,6 +162,7 @@ class Views:
             means=None if self.means is None else self.means[index],
         )
         options = self.pixels.options(self.images, known, self.count)
+        options["channels_last"] = self.config.channels_last
         if "color" in options:
             drawn = replace(drawn, color=options.pop("color"))
         return drawn.batches(len(draws)), options
@@ -226,13 +227,16 @@ def augmented(
     )
 
 
-def with_noise(views: list[Tensor], config: Config, step: int) -> list[Tensor]:
-    """Gaussian noise on each view by itself."""
+def with_noise(
+    views: list[Tensor], config: Config, step: int, rows: Tensor | None = None, total: int = 0
+) -> list[Tensor]:
+    """Gaussian noise on each view by itself. rows: which of `total` the views' are, for all of which it is drawn."""
     if not config.noise:
         return views
     noisy = []
     for number, view in enumerate(views):
         draw = generator(view.device, config.seed, "noise", step, number)
-        noise = torch.randn(view.shape, generator=draw, device=view.device, dtype=view.dtype)
-        noisy.append(noise.mul_(config.noise).add_(view))
+        shape = view.shape if rows is None else (total, *view.shape[1:])
+        noise = torch.randn(shape, generator=draw, device=view.device, dtype=view.dtype)
+        noisy.append(view + (noise if rows is None else noise[rows]).mul_(config.noise))
     return noisy
