@@ -118,7 +118,7 @@ def test_layouts_of_logits(name, student_layout):
     for teacher_layout, dim in ((student_layout, 1), ("transposed", -1)):
 
         def make(seed, teacher_layout=teacher_layout):
-            students, teachers = op.make(((3, 6, 5, 4),), F32, seed=seed)
+            students, teachers = op.make(((2, 6, 3, 4),), F32, seed=seed)
             return [LAYOUTS[student_layout](t) for t in students], [
                 LAYOUTS[teacher_layout](t) for t in teachers
             ]
@@ -285,7 +285,7 @@ def test_temperatures_of_any_size(temperature):
 def test_the_same_bits_again_and_the_ticket_back_at_zero(op, monkeypatch):
     """Also with several tiles to a program, which the size of no quick test asks for."""
     layout = _module("layout")
-    inputs = op.make(((60, 200),), F32)
+    inputs = op.make(((20, 200),), F32)
     options = {"by_labeled": True} if op is OBJECTIVE else {"gradients": 3}
     expected = op.call(reference, inputs, **options)
     for programs in (4096, 2):

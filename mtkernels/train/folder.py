@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import checkpoints, clean_checkpoints, read_checkpoint
+from .checkpoint import checkpoints, clean_checkpoints, read_checkpoint, save_tensors
 from .config import Config
 from .data import Batches, Dataset, Pixels
 from .data.dataset import resized
@@ -54,6 +54,9 @@ def describe_run(
     """
     from .pictures import write_pairs
 
+    if start.checkpoint is not None:  # first: cut short, it must not be taken for a run that is further on
+        (folder / "summary.json").unlink(missing_ok=True)
+        clean_checkpoints(folder, after=start.step)
     write_json(folder / "config.json", config.as_dict())
     described = environment(data.device, command)
     if start.checkpoint is None:
@@ -65,8 +68,6 @@ def describe_run(
     first = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
     again = [*first.get("resumed", []), {"step": start.step, **described, "changed": start.changed}]
     write_json(folder / "environment.json", first | {"resumed": again})
-    (folder / "summary.json").unlink(missing_ok=True)
-    clean_checkpoints(folder, after=start.step)
 
 
 def describe_data(folder: Path, data: Dataset) -> None:
@@ -164,6 +165,4 @@ def write_weights(path: Path, model: nn.Module, ranks: Ranks = ALONE) -> None:
         if ranks.main:
             copies[name] = value.detach().clone(memory_format=torch.contiguous_format).cpu()
     if ranks.main:
-        from safetensors.torch import save_file
-
-        write_with(path, lambda temporary: save_file(copies, temporary, metadata={"format": "pt"}))
+        write_with(path, lambda temporary: save_tensors(temporary, copies))

@@ -24,7 +24,7 @@ def make_optimizer(config: Config, weights: list[Tensor]) -> torch.optim.Optimiz
             fused=True,
             capturable=config.cuda_graph,
         )
-    return torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         weights,
         lr=config.lr,
         momentum=config.momentum,
@@ -32,6 +32,11 @@ def make_optimizer(config: Config, weights: list[Tensor]) -> torch.optim.Optimiz
         weight_decay=config.weight_decay,
         fused=True,
     )
+    if config.momentum:
+        # torch's own would be what is in memory where the first step is left out for its found_inf.
+        for weight in weights:
+            optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+    return optimizer
 
 
 def set_rates(optimizer: torch.optim.Optimizer, timeline: Timeline, step: int) -> None:

@@ -29,6 +29,11 @@ class Start:
     finished: bool = False  # whether its files were written, too
     changed: dict[str, tuple[object, object]] = field(default_factory=dict)  # setting -> before, now
 
+    def is_over(self, steps: int) -> bool:
+        """Whether nothing is left to do. A run that was killed after its last step has its files to write."""
+        evaluated = bool(self.records) and self.records[-1]["step"] == steps
+        return self.step > steps or (self.step == steps and (self.finished or not evaluated))
+
 
 def start_of(path: Path | None, config: Config) -> Start:
     """The start from a run's folder or a checkpoint; a damaged one, or one of other settings, is refused."""

@@ -17,7 +17,7 @@ from .meter import Meter
 from .methods import Method
 from .methods.method import heads_of
 from .models.rows import draws_alone
-from .resume import Start, start_of
+from .resume import AtItsEndError, Start, start_of
 from .show import Show, Silent
 from .state import restore
 from .step import Step
@@ -36,8 +36,8 @@ def run(
         if not ranks.same(start.step):
             raise SettingError(f"resume must be a folder that all ranks see alike, got {resume}")
         data, batches, method = prepare(config, ranks)
-        if start.step >= method.timeline.steps:
-            raise SettingError(
+        if start.is_over(method.timeline.steps):
+            raise AtItsEndError(
                 f"the run is at its end, step {start.step}: to go on, resume it with more {config.unit}"
             )
         step = make_step(method, ranks)
@@ -61,8 +61,7 @@ def _train(folder: Path, data: Dataset, batches: Batches, step: Step, meter: Met
         show(config, folder, method.timeline.steps, earlier=start.records, first=start.step) as shown,
         make_feed(config, data, batches, method.views, ranks) as feed,
     ):
-        watch = Watch(step, meter, folder, shown, should_stop)
-        watch.records, watch.best = list(start.records), start.best
+        watch = Watch(step, meter, folder, shown, should_stop, start)
         watch.seconds = lambda: time.perf_counter() - began
         if (alone := draws_alone(method.student)) and ranks.world * config.accumulate > 1:
             shown.note(

@@ -143,7 +143,8 @@ class Step:
         self.optimizer.found_inf = self.found_inf
         self.optimizer.step()
         if self.scale is not None:
-            self.scale.update(self.found_inf)
+            # A loss that failed says nothing of the scale.
+            self.scale.update(self.found_inf * (self.skipped == 0))
 
     def _keep_buffers(self) -> None:
         if self.buffers:

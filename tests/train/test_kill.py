@@ -18,6 +18,8 @@ import pytest
 
 from mtkernels.train.checkpoint import checkpoints, name_of, read_checkpoint
 
+from .runs import metrics
+
 ROOT = Path(__file__).parents[2]
 KILLS, INSIDE = 30, 3  # at least, in all; of them within a save
 MOST = 180  # in all, should INSIDE take so many
@@ -130,12 +132,6 @@ def report(out):
     assert done.returncode == 0, done.stderr + log
     assert "Traceback" not in log
     return json.loads(done.stdout)
-
-
-def metrics(folder: Path) -> list[dict[str, float]]:
-    """Its records, less what no clock measures twice."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
 
 
 def test_kills_have_landed_everywhere(report):

@@ -1,4 +1,4 @@
-"""A run that goes on from a checkpoint ends with the bits of one that was never stopped; what may change, and what not."""
+"""A run that goes on from a checkpoint ends with the bits of one that nobody stopped; what may change, and what not."""
 
 import json
 from dataclasses import replace
@@ -16,6 +16,7 @@ from mtkernels.train.resume import FIXED, AtItsEndError
 from mtkernels.train.run import run
 
 from .data.images import write_digits
+from .runs import assert_same_runs, assert_same_tensors, copy_until, words
 
 VARIANTS = {
     "plain": {},
@@ -104,6 +105,13 @@ def test_a_run_that_was_killed_after_its_last_step_is_finished(config):
     run(config, resume=again)
     assert_same_runs(whole, again)
     assert sorted(path.name for path in again.iterdir()) == sorted(path.name for path in whole.iterdir())
+
+
+def test_a_run_that_was_killed_is_not_cut_to_what_it_has_done(config):
+    """There is no evaluation of that step to finish with."""
+    folder, _ = run(config)
+    with pytest.raises(AtItsEndError, match="the run is at its end, step 4: "):
+        run(replace(config, steps=4), resume=copy_until(folder, 4))
 
 
 def test_a_run_at_its_end_is_refused_unless_it_is_restarted_by_auto(config, capsys):

@@ -225,10 +225,10 @@ def _loader(rows: _Rows, sampler: Iterable, workers: int, prefetch: int, pin: bo
 
 
 def _started(loader: DataLoader) -> Iterator[_Loaded]:
-    """Its iterator. Workers are born with Ctrl-C, which reaches all, held back: the parent decides what follows."""
+    """Its iterator. Workers are born with signals that stop a run held back: the parent decides what follows."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         return iter(loader)
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         return iter(loader)
     finally:
@@ -238,6 +238,10 @@ def _started(loader: DataLoader) -> Iterator[_Loaded]:
 def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Clusters end all processes of a job at once, and the parent has a step to end; the second one acts.
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     sys.excepthook = _say_unless_hung_up
 
 
