@@ -113,8 +113,13 @@ if has speed; then
   cat "$out/results.md" 2>/dev/null | head -90
 fi
 if has train; then
-  step train-step 60 "$PYTHON" bench/train_step.py --device cuda  # shake-shake 26, part by part
+  step end-to-end 110 "$PYTHON" bench/end_to_end.py --steps 700  # shake-shake 26: trained, stopped, resumed, read back
+  tail -n 4 "$logs/end-to-end.log"
+  step train-step 60 "$PYTHON" bench/train_step.py --device cuda
   cat "$logs/train-step.log"
+  step training 90 "$PYTHON" bench/training.py --device cuda --precision bf16 --channels-last --cuda-graph --steps 40 \
+    --rounds 2 --preset cifar10-4000-shakeshake-1gpu cifar10-4000-shakeshake-1gpu:convnet13
+  cat "$logs/training.log"
 fi
 pack
 echo "gpu-check: $name: summary; $([ -z "${OUT:-}" ] && echo "logs: $logs" || echo "logs: $out/logs.tar.gz")"

@@ -87,8 +87,7 @@ def started_ranks(device: str) -> Iterator[Ranks]:
     if dist.is_initialized():
         yield Ranks(dist.get_rank(), dist.get_world_size())
         return
-    gpus = device.startswith("cuda") and torch.cuda.is_available()
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+    _connect("cpu:gloo,cuda:nccl" if device.startswith("cuda") and torch.cuda.is_available() else "gloo")
     ranks = Ranks(dist.get_rank(), dist.get_world_size())
     try:
         yield ranks
@@ -96,6 +95,14 @@ def started_ranks(device: str) -> Iterator[Ranks]:
         error.elsewhere = _reported(type(error).__name__, ranks)
         raise  # still connected: leaving would wait for the other ranks
     dist.destroy_process_group()
+
+
+def _connect(backend: str) -> None:
+    """As torchrun's environment says. After a restart its store may still have the addresses of ranks that are gone."""
+    store, rank, world = next(dist.rendezvous("env://"))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"mtkernels-{attempt}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world)
 
 
 def _reported(kind: str, ranks: Ranks) -> bool:
