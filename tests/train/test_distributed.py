@@ -1,11 +1,16 @@
 """Several ranks over gloo train as one process does, to float64's rounding; any number goes on from a checkpoint."""
 
+import contextlib
 import faulthandler
 import json
 import os
 import shutil
+import signal
+import subprocess
 import sys
+import time
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,10 +24,11 @@ from torch import Tensor, nn
 from mtkernels.train import loop, plots
 from mtkernels.train.checkpoint import checkpoints
 from mtkernels.train.config import Config, SettingError
-from mtkernels.train.distributed import Ranks, places, share
+from mtkernels.train.distributed import Ranks, _reported, places, share
 from mtkernels.train.models import rows
 from mtkernels.train.run import run
 
+from .conftest import ENVIRONMENT
 from .data.images import write_digits
 
 PATIENCE = 200  # seconds
@@ -253,3 +259,65 @@ def test_a_batch_must_have_a_row_for_each(monkeypatch, tmp_path):
 
     with pytest.raises(SettingError, match=r"ranks x accumulate \(16 x 2\), got 31"):
         prepare(replace(SETTINGS, accumulate=2), Ranks(0, 16))
+
+
+def test_one_rank_reports_an_error_of_all_or_of_its_own(monkeypatch):
+    store = dist.HashStore()
+    monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", lambda: store)
+    assert [_reported("OSError", Ranks(rank, 3)) for rank in (0, 1, 2)] == [False, True, True]
+    began = time.monotonic()
+    assert [_reported("SettingError", Ranks(rank, 3)) for rank in (2, 1)] == [False, True]
+    assert time.monotonic() - began > 1.5  # the main rank was waited for
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_torchrun_restarts_a_run_whose_rank_was_killed_and_hands_on_a_signal(tmp_path):
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "--max-restarts=1",
+    ]
+    settings = "train --preset digits --width 4 --steps 100000 --eval-interval 0 --checkpoint-interval 10 --resume auto"
+    command = [*torchrun, "-m", "mtkernels.train.cli", *settings.split(), "--name=x", f"--out={tmp_path}"]
+    folder = tmp_path / "x"
+    with open(tmp_path / "log", "w+") as log:
+        process = subprocess.Popen(command, env=ENVIRONMENT, stdout=log, stderr=log, start_new_session=True)
+        try:
+            wait_until(lambda: checkpoints(folder))
+            os.kill(child_of(process.pid, "RANK=1"), signal.SIGKILL)
+            wait_until(lambda: "resumed" in (folder / "environment.json").read_text())
+            begun = json.loads((folder / "environment.json").read_text())["resumed"][0]["step"]
+            wait_until(lambda: checkpoints(folder)[-1].name > f"step-{begun:09d}")
+            process.send_signal(signal.SIGTERM)
+            process.wait(PATIENCE)
+        finally:
+            if process.poll() is None:
+                process.terminate()  # so that it ends the ranks
+                process.wait(PATIENCE)
+        log.seek(0)
+        said = log.read()
+    done = json.loads((folder / "summary.json").read_text())
+    assert done["interrupted"] and begun >= 10
+    assert checkpoints(folder)[-1].name == f"step-{done['steps_done']:09d}"
+    assert said.count(f"stopped at step {done['steps_done']} ") == 1
+    assert said.count("mean-teacher on digits") == 2  # once a start, not once a rank
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def child_of(parent: int, variable: str) -> int:
+    """The process that `parent` started with such an environment."""
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            started = int((path / "stat").read_text().rpartition(")")[2].split()[1]) == parent
+            if started and variable in (path / "environ").read_text().split("\0"):
+                return int(path.name)
+    raise AssertionError(f"no child of {parent} has {variable}")
