@@ -15,13 +15,16 @@
 # stop after the same step, the main one writes a checkpoint, and the job puts itself back into the queue.
 name=${1:?the first argument must be the name of the run}
 shift
+started=$(mktemp)
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 srun torchrun --nnodes="$SLURM_NNODES" --nproc-per-node="${SLURM_GPUS_ON_NODE:-1}" --max-restarts=3 \
   --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID" --rdzv-endpoint="$first:29500" \
   -m mtkernels.train.cli train --name "$name" --resume auto "$@"
 code=$?
 
-if grep -qs '"interrupted": true' "runs/$name/summary.json"; then
+# A checkpoint of this job's, and a run that has not ended: in summary.json, which a run that was killed has not.
+if [ -n "$(find "runs/$name/checkpoints" -newer "$started" -name 'step-*' 2>/dev/null)" ] &&
+  ! grep -qs '"interrupted": false' "runs/$name/summary.json"; then
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit $code

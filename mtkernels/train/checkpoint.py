@@ -22,6 +22,7 @@ from .config import SettingError
 FOLDER = "checkpoints"
 _TENSORS, _NUMBERS, _MANIFEST = "state.safetensors", "state.json", "manifest.json"
 _FORMAT = 1
+_NAME = r"step-\d{9,}"
 
 
 class Checkpoint(NamedTuple):
@@ -116,7 +117,7 @@ def _check(file: Path, manifest: Mapping[str, Any]) -> None:
 def find_checkpoint(path: Path) -> Path:
     """The checkpoint that `path` is, or the newest of the run's folder that it is; SettingError where there is none."""
     whole = Path(os.path.abspath(path))  # step-000000010 alone, say, within the folder that it is in
-    if whole.parent.name == FOLDER:
+    if whole.parent.name == FOLDER and re.fullmatch(_NAME, whole.name):
         return whole
     found = checkpoints(path)
     if not found:
@@ -146,7 +147,7 @@ def checkpoints(folder: Path) -> list[Path]:
     """Those of a run's folder, the oldest first."""
     parent = folder / FOLDER
     names = os.listdir(parent) if parent.is_dir() else []
-    return [parent / name for name in sorted(names) if re.fullmatch(r"step-\d{9,}", name)]
+    return [parent / name for name in sorted(names) if re.fullmatch(_NAME, name)]
 
 
 def clean_checkpoints(folder: Path, *, after: int) -> None:

@@ -28,13 +28,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except SettingError as error:
-        return _fail(str(error), 2)
+        return _fail(error, 2)
     except (OSError, FloatingPointError) as error:
-        return _fail(str(error), 1)
+        return _fail(error, 1)
 
 
-def _fail(sentence: str, code: int) -> int:
-    print(f"mtkernels: {sentence}", file=sys.stderr)
+def _fail(error: object, code: int) -> int:
+    # Of several ranks that report the same, one speaks.
+    if not getattr(error, "elsewhere", os.environ.get("RANK", "0") != "0"):
+        print(f"mtkernels: {error}", file=sys.stderr)
     return code
 
 

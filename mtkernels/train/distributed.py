@@ -3,7 +3,9 @@
 import contextlib
 import inspect
 import os
-from collections.abc import Iterator
+import time
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -62,6 +64,21 @@ class Ranks:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def by_main(self, function: Callable[[], Any]) -> Any:
+        """What function() gives on the main rank; its OSError is raised on all, not waited for in vain."""
+        if self.world == 1:
+            return function()
+        value = sentence = None
+        if self.main:
+            try:
+                value = function()
+            except OSError as error:
+                sentence = str(error)
+        value, sentence = self.told((value, sentence))
+        if sentence is not None:
+            raise OSError(sentence)
+        return value
+
     def gathered(self, value: dict[str, str]) -> dict[str, str]:
         """The entries of all ranks."""
         if self.world == 1:
@@ -100,9 +117,34 @@ def started_ranks(device: str) -> Iterator[Ranks]:
 def _connect(backend: str) -> None:
     """As torchrun's environment says. After a restart its store may still have the addresses of ranks that are gone."""
     store, rank, world = next(dist.rendezvous("env://"))
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = dist.PrefixStore(f"mtkernels-{attempt}", store)
+    store = dist.PrefixStore(f"mtkernels-{_agreed(store, rank, world)}", store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world)
+
+
+def _agreed(store: dist.Store, rank: int, world: int, seconds: float = 600) -> str:
+    """A word that the ranks of this start share, and those of no other: the main one's, told to each that asks.
+
+    A restart's number is no such word: each machine counts its own.
+    """
+    mine, until = uuid.uuid4().hex, time.monotonic() + seconds
+    store.set(f"mtkernels/asks/{rank}", mine)
+    if rank:
+        store.wait([f"mtkernels/told/{mine}"], timedelta(seconds=seconds))
+        word = store.get(f"mtkernels/told/{mine}").decode()
+        store.set(f"mtkernels/heard/{word}/{rank}", "yes")
+        return word
+    waiting, told = set(range(1, world)), dict[int, bytes]()
+    while waiting:
+        for other in sorted(waiting):
+            asks = store.get(f"mtkernels/asks/{other}") if store.check([f"mtkernels/asks/{other}"]) else None
+            if asks != told.get(other):  # it may ask anew, when what it was has been ended
+                store.set(f"mtkernels/told/{asks.decode()}", mine)
+                told[other] = asks
+        waiting = {other for other in waiting if not store.check([f"mtkernels/heard/{mine}/{other}"])}
+        if time.monotonic() > until:
+            raise RuntimeError(f"ranks {sorted(waiting)} have not come within {seconds:g} s")
+        time.sleep(0.02)
+    return mine
 
 
 def _reported(kind: str, ranks: Ranks) -> bool:
@@ -137,7 +179,7 @@ def places(unlabeled: int, rows: int, part: int, parts: int) -> Tensor:
     first = range(*(few * at + max(0, at - parts + surplus) for at in (part, part + 1)))
     few, surplus = divmod(rows - unlabeled, parts)
     last = range(*(unlabeled + few * at + min(at, surplus) for at in (part, part + 1)))
-    return torch.tensor([*first, *last])
+    return torch.tensor([*first, *last], dtype=torch.int64)
 
 
 def share(unlabeled: int, rows: int, ranks: Ranks, parts: int) -> tuple[Tensor, list[Tensor]]:

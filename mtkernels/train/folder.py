@@ -24,6 +24,9 @@ from .meter import Record
 from .resume import Start
 
 Summary = dict[str, object]
+# Written when a run ends; of one that goes on they would be old.
+_AT_THE_END = ("summary.json", "teacher.safetensors", "student.safetensors", "metrics.csv", "curves.png")
+_AT_THE_END += ("confusion.csv", "confusion.png", "mistakes.png")
 
 
 def make_folder(config: Config) -> Path:
@@ -55,7 +58,8 @@ def describe_run(
     from .pictures import write_pairs
 
     if start.checkpoint is not None:  # first: cut short, it must not be taken for a run that is further on
-        (folder / "summary.json").unlink(missing_ok=True)
+        for name in _AT_THE_END:
+            (folder / name).unlink(missing_ok=True)
         clean_checkpoints(folder, after=start.step)
     write_json(folder / "config.json", config.as_dict())
     described = environment(data.device, command)
@@ -88,22 +92,31 @@ def describe_data(folder: Path, data: Dataset) -> None:
 
 
 def finish_folder(
-    folder: Path, config: Config, records: list[Record], best: Record | None, *, steps: int, seconds: float
+    folder: Path,
+    config: Config,
+    records: list[Record],
+    best: Record | None,
+    *,
+    steps_done: int,
+    steps: int,
+    seconds: float,
 ) -> Summary:
-    """Write metrics.csv, curves.png; summary.json last: its presence says that the run is whole."""
+    """Write metrics.jsonl and .csv, curves.png; summary.json last: its presence says that the run is whole."""
     from .plots import plot_curves
 
-    write_csv(folder / "metrics.csv", records)
-    write_with(folder / "curves.png", lambda path: plot_curves(path, config, records))
-    last = records[-1]
     summary: Summary = {
-        "student_error": last["student_error"],
-        "teacher_error": last["teacher_error"],
         "eval_split": config.eval_split,
-        "steps_done": last["step"],
-        "interrupted": last["step"] < steps,
+        "steps_done": steps_done,
+        "interrupted": steps_done < steps,
         "seconds": round(seconds, 3),
     }
+    if records:
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        write_with(folder / "metrics.jsonl", lambda path: path.write_text(lines, encoding="utf-8"))
+        write_csv(folder / "metrics.csv", records)
+        write_with(folder / "curves.png", lambda path: plot_curves(path, config, records))
+        if records[-1]["step"] == steps_done:
+            summary = {role: records[-1][role] for role in ("student_error", "teacher_error")} | summary
     if best is not None:
         summary |= {f"best_{name}": best[name] for name in ("student_error", "teacher_error", "step")}
     write_json(folder / "summary.json", summary)

@@ -1,5 +1,6 @@
 """Ctrl-C, and what a cluster sends before it takes a machine away."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -30,9 +31,10 @@ class Noted:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Within it the first Ctrl-C or SIGTERM makes the yielded function return True; the second acts at once.
+    """Within it the first Ctrl-C or SIGTERM makes the yielded function return True; a later one acts at once.
 
-    So no step is cut in half: student and teacher are saved as a step left them.
+    So no step is cut in half: student and teacher are saved as a step left them. What is sent to a whole job reaches a
+    rank twice, from the cluster and from torchrun: under torchrun, which kills in the end, the first one counts alone.
     """
     stopped = threading.Event()
 
@@ -42,6 +44,8 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
         stopped.set()
         if isinstance(before[number], Noted):
             before[number].signal = number
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            return
         _put(before)
 
     _put(dict.fromkeys(before, stop))

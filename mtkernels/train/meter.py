@@ -102,7 +102,9 @@ def error_percents(models: list[nn.Module], evaluation: Evaluation) -> list[tupl
     for model in models:
         model.eval()
     for images, labels in evaluation:
-        if not len(labels):  # this rank has none: a sharded network still needs all ranks, and any network a row
+        if not len(
+            labels
+        ):  # this rank has none: a sharded network still needs all ranks, and any network a row
             images = images.new_zeros(1, *images.shape[1:])
         logits = [heads_of(model(images))[0][: len(labels)] for model in models]
         ranked = [each.topk(min(5, evaluation.classes)).indices for each in logits]

@@ -54,7 +54,8 @@ def set_rates(optimizer: torch.optim.Optimizer, timeline: Timeline, step: int) -
 class LossScale:
     """What a loss is multiplied by so that fp16's gradients are not 0: halved where they overflow, doubled in time.
 
-    All of it lies on the device: no step waits to know whether it overflowed.
+    All of it lies on the device: no step waits to know whether it overflowed. A scale that has fallen below 1 is
+    `exhausted`: no scale makes such gradients finite.
     """
 
     def __init__(self, device: torch.device, *, first: float = 2.0**16, patience: int = 2000) -> None:
@@ -66,3 +67,9 @@ class LossScale:
     def update(self, found_inf: Tensor) -> None:
         """After a step, of which found_inf says whether it overflowed."""
         torch._amp_update_scale_(self.scale, self.good_steps, found_inf, 2.0, 0.5, self.patience)
+        self.scale.clamp_(min=0.5)
+
+    @property
+    def exhausted(self) -> Tensor:
+        """1 or 0, on the device."""
+        return (self.scale < 1).to(self.scale.dtype)

@@ -10,6 +10,7 @@ from .meter import Record
 # What the numbers in a checkpoint are of, and the order of the batches: they stay. All else may change.
 FIXED = ("method", "dataset", "labels", "extra_unlabeled", "validation", "exclude_unlabeled", "seed")
 FIXED += ("batch_size", "labeled_batch_size", "unlabeled_from", "arch", "width", "image_size", "optimizer")
+FIXED += ("normalize",)
 
 
 class AtItsEndError(SettingError):
@@ -48,13 +49,18 @@ def start_of(path: Path | None, config: Config) -> Start:
             raise SettingError(
                 f"{name} must be as in the run ({changed[name][0]}) to resume it, got {now[name]}"
             )
+    if (before["logit_distance_cost"] >= 0) != (config.heads == 2):
+        raise SettingError(
+            f"logit_distance_cost must leave the network its heads to resume it ({before['logit_distance_cost']:g}"
+            f" in the run), got {config.logit_distance_cost:g}"
+        )
     return Start(
         folder,
         checkpoint,
         step=numbers["step"],
         seconds=numbers["seconds"],
         records=numbers["records"],
-        best=numbers["best"],
+        best=None if "eval_split" in changed else numbers["best"],  # errors of two splits are not compared
         finished=(folder / "summary.json").exists(),
         changed=changed,
     )

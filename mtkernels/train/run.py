@@ -44,9 +44,8 @@ def run(
         meter = Meter(step, data, ranks)
         if start.checkpoint is not None:
             restore(step, meter, start.checkpoint)
-        folder = Path(ranks.told(str(start.folder or make_folder(config)) if ranks.main else None))
-        if ranks.main:
-            describe_run(folder, config, data, batches, start, command)
+        folder = Path(ranks.by_main(lambda: str(start.folder or make_folder(config))))
+        ranks.by_main(lambda: describe_run(folder, config, data, batches, start, command))
         watch = _train(folder, data, batches, step, meter, start)
         data.quarantine.broken.update(ranks.gathered(data.quarantine.broken))
         return folder, _finish(folder, data, batches, method, watch)
@@ -62,6 +61,8 @@ def _train(folder: Path, data: Dataset, batches: Batches, step: Step, meter: Met
         make_feed(config, data, batches, method.views, ranks) as feed,
     ):
         watch = Watch(step, meter, folder, shown, should_stop, start)
+        if start.checkpoint is not None:
+            start.checkpoint.tensors.clear()  # all of them are where they belong
         watch.seconds = lambda: time.perf_counter() - began
         if (alone := draws_alone(method.student)) and ranks.world * config.accumulate > 1:
             shown.note(
@@ -74,18 +75,28 @@ def _train(folder: Path, data: Dataset, batches: Batches, step: Step, meter: Met
 def _finish(folder: Path, data: Dataset, batches: Batches, method: Method, watch: Watch) -> Summary:
     from .pictures import write_pictures
 
-    config, ranks = method.config, watch.ranks
-    for role in ("teacher", "student"):
-        write_weights(folder / f"{role}.safetensors", getattr(method, role), ranks)
+    config, ranks, steps = method.config, watch.ranks, method.timeline.steps
+    hurries = (
+        ranks.world > 1 and watch.steps_done < steps
+    )  # its checkpoint has all, and torchrun waits half a minute
+    if not hurries:
+        for role in ("teacher", "student"):
+            write_weights(folder / f"{role}.safetensors", getattr(method, role), ranks)
     summary: Summary = {}
     if ranks.main:
         data.quarantine.write(folder / "broken.txt")
-        if config.pictures and not (
-            config.fsdp and ranks.world > 1
-        ):  # one rank alone cannot run a sharded network
+        if (
+            config.pictures and not hurries and not (config.fsdp and ranks.world > 1)
+        ):  # one rank has no sharded network
             write_pictures(folder, config, method, data, batches)
         summary = finish_folder(
-            folder, config, watch.records, watch.best, steps=method.timeline.steps, seconds=watch.seconds()
+            folder,
+            config,
+            watch.records,
+            watch.best,
+            steps_done=watch.steps_done,
+            steps=steps,
+            seconds=watch.seconds(),
         )
     return ranks.told(summary)
 
@@ -96,15 +107,15 @@ def prepare(config: Config, ranks: Ranks = ALONE) -> tuple[Dataset, Batches, Met
     device = _device(config)
     if config.threads:
         torch.set_num_threads(config.threads)
-    if config.batch_size < ranks.world * config.accumulate:
-        raise SettingError(
-            f"batch_size must be at least ranks x accumulate ({ranks.world} x {config.accumulate}),"
-            f" got {config.batch_size}"
-        )
     if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise SettingError("tensorboard must be installed where it is on: pip install tensorboard")
     data = load_dataset(config).to(device)
     batches = make_batches(config, data)
+    rows = len(batches.draw(0).index)
+    if rows < ranks.world * config.accumulate:
+        raise SettingError(
+            f"a batch must have at least ranks x accumulate images ({ranks.world} x {config.accumulate}), got {rows}"
+        )
     with make_feed(config, data, batches, 1):  # settings of views that the images cannot have
         pass
     return data, batches, _method(config, data, batches, ranks)

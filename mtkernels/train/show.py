@@ -23,8 +23,6 @@ class Show:
 
     def __enter__(self) -> "Show":
         self.lines = self.stack.enter_context(open(self.folder / "metrics.jsonl", "w", encoding="utf-8"))
-        for record in self.earlier:
-            self._write(record)
         self.board = None
         if self.config.tensorboard:
             from .board import Board
@@ -36,6 +34,8 @@ class Show:
         self.console = self.stack.enter_context(
             progress(self.config, self.folder, self.steps, start=self.first)
         )
+        for record in self.earlier:
+            self._write(record)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -59,8 +59,11 @@ class Show:
         self.console.write(f"mtkernels: {sentence}")
 
     def _write(self, record: Record) -> None:
-        self.lines.write(json.dumps(record) + "\n")
-        self.lines.flush()  # a run that is killed keeps its metrics
+        try:
+            self.lines.write(json.dumps(record) + "\n")
+            self.lines.flush()  # a run that is killed keeps its metrics
+        except OSError as error:  # they are written once more at the end
+            self.note(f"metrics.jsonl could not be written: {error}")
 
 
 class Silent(Show):

@@ -4,7 +4,7 @@ Random numbers are not in it: they are functions of (seed, step). Nor are ranks:
 run goes on with another number of them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -18,22 +18,31 @@ Numbers = dict[str, object]
 
 
 def state_of(step: Step, meter: Meter) -> tuple[dict[str, Tensor], Numbers]:
-    """Tensors on the CPU, and numbers. Ranks call it together; sums of losses are over all of them."""
+    """Tensors on the CPU, on the main rank alone, and numbers. Ranks call it together; sums of losses are over all."""
     tensors: dict[str, Tensor] = {}
+    for name, value, like in _tensors(step, meter):
+        gathered = whole(value, like)  # one at a time: a sharded model may not fit on a device
+        if step.ranks.main:
+            tensors[name] = _saved(gathered)
+    numbers: Numbers = {"teacher_updates": int(step.method.ema.step)}
+    numbers |= {"meter_names": list(meter.sums), "meter_steps": meter.steps, "meter_images": meter.images}
+    return tensors, numbers
+
+
+def _tensors(step: Step, meter: Meter) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+    """Name, tensor, and the sharded tensor that it is a rank's part of."""
     for role in ("student", "teacher"):
         for name, value in getattr(step.method, role).state_dict().items():
-            tensors[f"{role}.{name}"] = whole(value)
+            yield f"{role}.{name}", value, None
     for name, weight, shard in _weights(step):
         for key, value in step.optimizer.state.get(shard, {}).items():
             if isinstance(value, Tensor):
-                tensors[f"optimizer.{name}.{key}"] = whole(value, weight)
+                yield f"optimizer.{name}.{key}", value, weight
     for name, total in meter.sums.items():
-        tensors[f"meter.{name}"] = step.ranks.sum_(total.clone())
+        yield f"meter.{name}", step.ranks.sum_(total.clone()), None
     if step.scale is not None:
-        tensors |= {"scale.scale": step.scale.scale, "scale.good_steps": step.scale.good_steps}
-    numbers: Numbers = {"teacher_updates": int(step.method.ema.step)}
-    numbers |= {"meter_names": list(meter.sums), "meter_steps": meter.steps, "meter_images": meter.images}
-    return {name: _saved(value) for name, value in tensors.items()}, numbers
+        yield "scale.scale", step.scale.scale, None
+        yield "scale.good_steps", step.scale.good_steps, None
 
 
 def restore(step: Step, meter: Meter, saved: Checkpoint) -> None:

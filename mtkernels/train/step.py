@@ -30,7 +30,7 @@ class Step:
 
     A loss, a batch statistic or a gradient that is not finite ends the training in effect: from that step on neither
     model moves, and `skipped` counts the steps until someone looks, who then calls `restore_buffers`. In fp16 a
-    gradient is no failure: the step is left out, and the scale falls.
+    gradient is no failure until no scale helps: the step is left out, and the scale falls.
     """
 
     def __init__(self, method: Method, ranks: Ranks = ALONE, *, network: nn.Module | None = None) -> None:
@@ -129,11 +129,11 @@ class Step:
             return
         failed = (self.skipped > 0).to(self.found_inf.dtype)
         look_for_nonfinite(failed, forward)
-        self.ranks.max_(failed)
-        self.skipped += failed
         self.found_inf.copy_(failed)
         look_for_nonfinite(self.found_inf, gradients)
-        self.ranks.max_(self.found_inf)
+        for flag in (failed, self.found_inf):
+            self.ranks.max_(flag)
+        self.skipped += torch.maximum(failed, self.found_inf * self.scale.exhausted)
 
     def _optimize(self) -> None:
         for weight, shard in zip(self.weights, self.shards, strict=True):

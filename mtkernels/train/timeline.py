@@ -63,7 +63,7 @@ class Timeline:
         if given is None:
             interval = 1000 if self.config.epochs is None else self.steps_per_epoch
         else:
-            interval = self._steps(given)
+            interval = max(1, self._steps(given)) if given else 0
         return bool(interval) and steps_done % interval == 0
 
     def _at(self, step: int) -> float:

@@ -55,6 +55,7 @@ class Watch:
         self.records: list[Record] = list(start.records)
         self.best: Record | None = start.best
         self.seconds: Callable[[], float] = lambda: 0.0
+        self.steps_done = start.step
         self.last_saved: int | None = start.step if start.checkpoint else None
         if start.checkpoint and self.ranks.main:
             self._restore_best(below(start.checkpoint.tensors, "best."))
@@ -71,10 +72,12 @@ class Watch:
             if stop or ends or self.timeline.saves(steps_done):
                 self.meter.look(steps_done)
                 self.save(steps_done, must=stop)
-            if stop and not evaluates:  # after the checkpoint: whoever stops a run may not wait for this
+            # After the checkpoint: whoever stops a run may not wait for this. torchrun waits half a minute.
+            if stop and not evaluates and self.ranks.world == 1:
                 self._record(steps_done)
         except NonFiniteError as error:
             raise FloatingPointError(self._rescue(error)) from error
+        self.steps_done = steps_done
         return stop or ends
 
     def _look(self, steps_done: int) -> None:
@@ -86,6 +89,7 @@ class Watch:
 
     def _record(self, steps_done: int) -> None:
         if not self.config.sync_batch_norm:
+            self.meter.look(steps_done)  # before statistics are taken for sound
             self.step.share_buffers()
         record = self.meter.record(steps_done)
         self.records.append(record)

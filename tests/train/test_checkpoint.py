@@ -28,7 +28,11 @@ from mtkernels.train.checkpoint import (
 )
 from mtkernels.train.cli import main
 from mtkernels.train.config import Config, SettingError
+from mtkernels.train.data import load_dataset
+from mtkernels.train.loop import make_batches, make_method, make_step
+from mtkernels.train.meter import Meter
 from mtkernels.train.run import run
+from mtkernels.train.state import restore
 
 from .conftest import ENVIRONMENT
 
@@ -335,7 +339,14 @@ def test_a_checkpoint_is_found_from_wherever_one_stands(copied, monkeypatch, tmp
 
 def test_the_tensors_of_another_network_are_refused(small, tmp_path):
     config = replace(small, checkpoint_interval=3, out=tmp_path)
-    folder, _ = run(config)
-    message = r"the checkpoint is of another network: only one of the two has 'classifier"
-    with pytest.raises(DamagedCheckpointError, match=message):
-        run(replace(config, logit_distance_cost=0.1), resume=checkpoints(folder)[0])
+    path = checkpoints(run(config)[0])[0]
+    with pytest.raises(
+        SettingError, match=r"logit_distance_cost must leave the network its heads .*, got 0.1$"
+    ):
+        run(replace(config, logit_distance_cost=0.1), resume=path)
+    data = load_dataset(config)
+    step = make_step(make_method(replace(config, width=5), data, make_batches(config, data)))
+    with pytest.raises(
+        DamagedCheckpointError, match=r"another network: 'features.0.weight' must have shape \[5,"
+    ):
+        restore(step, Meter(step, data), read_checkpoint(path))

@@ -257,7 +257,7 @@ def test_layers_that_draw_by_themselves_are_told_of(tmp_path, capsys):
 def test_a_batch_must_have_a_row_for_each(monkeypatch, tmp_path):
     from mtkernels.train.run import prepare
 
-    with pytest.raises(SettingError, match=r"ranks x accumulate \(16 x 2\), got 31"):
+    with pytest.raises(SettingError, match=r"ranks x accumulate images \(16 x 2\), got 31"):
         prepare(replace(SETTINGS, accumulate=2), Ranks(0, 16))
 
 

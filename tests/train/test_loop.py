@@ -85,7 +85,8 @@ def test_mean_teacher_learns_the_labels(small):
 
 def test_a_diverged_run_says_so(small):
     with pytest.raises(
-        FloatingPointError, match=r"gradients and batch statistics must stay finite, got inf or nan at step \d: try a"
+        FloatingPointError,
+        match=r"gradients and batch statistics must stay finite, got inf or nan at step \d: try a",
     ):
         trained(replace(small, lr=1e9, momentum=0.0, nesterov=False, eval_interval=6))
 

@@ -12,8 +12,10 @@ from mtkernels.train import plots
 from mtkernels.train.checkpoint import checkpoints, read_checkpoint
 from mtkernels.train.cli import main
 from mtkernels.train.config import Config, SettingError
+from mtkernels.train.folder import load_model
 from mtkernels.train.resume import FIXED, AtItsEndError
 from mtkernels.train.run import run
+from mtkernels.train.timeline import Timeline
 
 from .data.images import write_digits
 from .runs import assert_same_runs, assert_same_tensors, copy_until, words
@@ -146,6 +148,7 @@ OTHER = {
     "width": 8,
     "image_size": 16,
     "optimizer": "adam",
+    "normalize": "zca",
 }
 
 
@@ -228,3 +231,25 @@ def test_the_best_weights_are_those_of_the_run_that_goes_on(config):
     before_any = copy_until(folder, 1, "before")
     run(replace(config, steps=8, eval_split="unlabeled"), resume=before_any)
     assert not (before_any / "best.safetensors").exists()
+
+
+def test_weights_of_an_earlier_end_are_not_those_of_a_run_that_goes_on(config, monkeypatch):
+    """A finished run that is resumed with more steps, and killed."""
+    folder, _ = run(replace(config, steps=4, checkpoint_interval=2))
+
+    def killed(*_args, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mtkernels.train.run._finish", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(replace(config, steps=8, checkpoint_interval=2), resume=folder)
+    saved = read_checkpoint(checkpoints(folder)[-1])
+    assert saved.numbers["step"] == 8
+    for name, value in load_model(folder).state_dict().items():
+        assert torch.equal(value, saved.tensors[f"teacher.{name}"])
+
+
+def test_an_interval_below_a_step_is_a_step(config):
+    timeline = Timeline(replace(config, steps=None, epochs=5, checkpoint_interval=0.2), steps_per_epoch=2)
+    assert [step for step in range(1, 6) if timeline.saves(step)] == [1, 2, 3, 4, 5]
+    assert not any(replace(timeline, config=replace(config, checkpoint_interval=0)).saves(n) for n in (1, 9))

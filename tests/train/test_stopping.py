@@ -17,7 +17,7 @@ from mtkernels.train.cli import main
 from mtkernels.train.data import load_dataset, make_feed
 from mtkernels.train.data.feed import MemoryFeed
 from mtkernels.train.loop import make_batches, make_method, make_step
-from mtkernels.train.meter import Meter
+from mtkernels.train.meter import Meter, NonFiniteError
 from mtkernels.train.optimizer import LossScale
 from mtkernels.train.run import run
 from mtkernels.train.step import Step
@@ -263,6 +263,27 @@ def test_an_overflow_of_fp16_is_no_failure(config, monkeypatch):
     assert_same_tensors(weights[0], weights[skipped - 1])
     moved = [name for name, value in weights[-1].items() if not torch.equal(value, weights[0][name])]
     assert {name.split(".")[0] for name in moved} == {"student", "teacher"}
+
+
+def test_gradients_that_overflow_at_every_scale_end_the_training(config, monkeypatch):
+    monkeypatch.setitem(LossScale.__init__.__kwdefaults__, "first", 8.0)
+    config = replace(config, precision="fp16", steps=20)
+    data = load_dataset(config)
+    batches = make_batches(config, data)
+    method = make_method(config, data, batches)
+    step = make_step(method)
+    meter = Meter(step, data)
+    first = {name: value.clone() for name, value in method.student.state_dict().items() if "weight" in name}
+    hook = method.student.classifier.weight.register_hook(lambda gradient: gradient * torch.inf)
+    with make_feed(config, data, batches, 2) as feed:
+        for number in range(20):
+            if number == 12:
+                hook.remove()  # sound gradients again, divided by what is left of the scale
+            meter.add(step(feed.batch(number), number), images=30)
+    with pytest.raises(NonFiniteError, match=r"must stay finite, got inf or nan at step \d: try a lower lr"):
+        meter.look(20)
+    for model in (method.student, method.teacher):
+        assert_same_tensors({name: model.state_dict()[name] for name in first}, first)
 
 
 class Waits(TorchDispatchMode):

@@ -148,7 +148,7 @@ def resumed(command: Train) -> Path | None:
 def _is_begun(folder: Path) -> bool:
     """Whether it is what a run has left that was killed before its first checkpoint."""
     names = os.listdir(folder) if folder.is_dir() else []
-    if "config.json" not in names or "summary.json" in names:
+    if "config.json" not in names or {"summary.json", "best.safetensors"} & set(names):
         return all(name.startswith(".") and name.endswith(".tmp") for name in names)
     try:
         settings_in(folder)
@@ -181,7 +181,8 @@ def train(command: Train) -> int:
     except AtItsEndError as end:
         if command.resume != "auto":
             raise
-        print(f"mtkernels: {end}")
+        if is_main():
+            print(f"mtkernels: {end}")
         return 0
 
 
@@ -212,9 +213,8 @@ def train_one(config: Config, *, resume: Path | None = None) -> int:
     if not is_main():
         return code
     end = "stopped at step" if summary["interrupted"] else "finished step"
-    errors = [f"{role} {summary[f'{role}_error']:.2f}%" for role in ("student", "teacher")]
-    print(
-        f"{end} {summary['steps_done']} after {summary['seconds']:.0f} s,"
-        f" error on {config.eval_split} images: {', '.join(errors)}; all in {folder}"
-    )
+    found = [role for role in ("student", "teacher") if f"{role}_error" in summary]
+    errors = ", ".join(f"{role} {summary[f'{role}_error']:.2f}%" for role in found)
+    error = f", error on {config.eval_split} images: {errors}" if errors else ""
+    print(f"{end} {summary['steps_done']} after {summary['seconds']:.0f} s{error}; all in {folder}")
     return code

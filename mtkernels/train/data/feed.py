@@ -183,7 +183,10 @@ class StreamFeed:
         labels[: self.shares.mine(draw).unlabeled] = NO_LABEL
         rows = over = len(draw.index)
         if self.shares.over_labeled:
-            over = max(int((self.shares.seen([draw]) != NO_LABEL).sum()), 1)  # files' labels are with the host
+            known = int((self.shares.seen([draw]) != NO_LABEL).sum())  # files' labels are with the host
+            over = torch.full(
+                (), max(known, 1), device=self.device
+            )  # a tensor: a captured step reads it anew
         views = with_noise(list(views), self.config, step, self.shares.rows, rows)
         return self.shares.batch(views, labels, rows, over)
 

@@ -36,7 +36,7 @@ class MeanTeacher(Method):
         config, rows, over = self.config, len(labels), counts.class_rows
         # The fused objective divides by the rows at hand: class_loss * (rows / over) is over the whole batch's.
         share = rows / over
-        others = 1.0 if over is counts.rows else over / counts.rows
+        others = over / counts.rows
         # Not in the fused objective:
         apart = bool(config.consistency_trust) or not config.consistency_on_labeled
         cost = distance_cost(config, logits.shape[1]) if config.heads == 2 else 0.0
