@@ -18,18 +18,18 @@ Write = Callable[[str], None]
 
 
 @contextmanager
-def progress(config: Config, folder: Path, steps: int, start: int = 0) -> Iterator["Show"]:
+def progress(config: Config, folder: Path, steps: int, start: int = 0) -> Iterator["Lines"]:
     """Yields what shows a run of so many steps, of which `start` were done before this session."""
     title = f"{config.method} on {config.dataset}, {config.labels} labels, seed {config.seed}"
     print(f"{title} -> {folder}", flush=True)
     if not sys.stdout.isatty() or not (bar := _bar("step", words=True)):
-        yield Show(partial(print, flush=True), told=config.print_interval is not None)
+        yield Lines(partial(print, flush=True), told=config.print_interval is not None)
         return
     with bar:
-        yield _BarShow(bar, steps, start)
+        yield _LinesAndBar(bar, steps, start)
 
 
-class Show:
+class Lines:
     """Writes records as a table that fits 80 columns; the first record brings the header."""
 
     def __init__(self, write: Write, *, told: bool) -> None:
@@ -54,7 +54,7 @@ class Show:
             self.write(f"step {steps_done}: {_words(losses)}, {images_per_second:.0f} images/s")
 
 
-class _BarShow(Show):
+class _LinesAndBar(Lines):
     """The same above a progress bar, which has the losses."""
 
     def __init__(self, bar: "Progress", steps: int, start: int) -> None:

@@ -24,6 +24,7 @@ from .methods import METHODS
 from .methods.method import heads_of
 from .models import make_model
 from .predict import Predictor, Reader, Role, load_run, read_run
+from .state import below
 
 _KEY = "mtkernels"  # of a file's metadata: JSON of all that is no tensor
 _FORMAT = 1
@@ -84,17 +85,13 @@ def load_exported(path: Path, device: torch.device | str = "cpu") -> Predictor:
         channels=known.channels,
         **{name: settings[name] for name in ("heads", "width", "dropout")},
     )
-    model.load_state_dict(_below(tensors, _WEIGHTS))
+    model.load_state_dict(below(tensors, _WEIGHTS))
     pixels: Callable[[Tensor], Tensor] = Pixels(known, Config(normalize=settings["normalize"]))
     if whitening is not None:
-        pixels = Whitener(whitening, known.levels, Zca(**_below(tensors, _ZCA)))
+        pixels = Whitener(whitening, known.levels, Zca(**below(tensors, _ZCA)))
     reader = described["reader"] | {"size": tuple(described["reader"]["size"])}
     model = model.eval().to(device)
     return Predictor(model, pixels, Reader(**reader), tuple(known.class_names), torch.device(device))
-
-
-def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 class _Whole(nn.Module):

@@ -129,7 +129,7 @@ def load_model(folder: Path, role: Literal["teacher", "student", "best"] = "teac
     best: the one that stands for the method, where its error was lowest. Of a run that was killed, teacher and student
     are those of its last checkpoint.
     """
-    config, described = _read(folder)
+    config, described = read_folder(folder)
     weights = _weights(folder, role)
     config = replace(config, pretrained=False)  # its weights are in the folder
     model = build_model(config, classes=len(described["class_names"]), channels=described["channels"])
@@ -143,7 +143,7 @@ def load_pixels(folder: Path) -> Callable[[Tensor], Tensor]:
     Images of another size than `image_size` become that size as a dataset's in memory do. Where images stay on disk,
     cut them as an evaluation does, by data.decode.resize_crop.
     """
-    config, described = _read(folder)
+    config, described = read_folder(folder)
     facts = Facts(**{field.name: described[field.name] for field in fields(Facts)})
     make: Callable[[Tensor], Tensor] = Pixels(facts, config)
     if described["whitening"] is not None:
@@ -151,7 +151,7 @@ def load_pixels(folder: Path) -> Callable[[Tensor], Tensor]:
     return lambda images: make(resized(images, config.image_size))
 
 
-def _read(folder: Path) -> tuple[Config, dict[str, Any]]:
+def read_folder(folder: Path) -> tuple[Config, dict[str, Any]]:
     """A run's settings, and its dataset.json."""
     settings, described = (
         json.loads((folder / name).read_text(encoding="utf-8")) for name in ("config.json", "dataset.json")

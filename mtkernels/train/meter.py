@@ -11,7 +11,7 @@ from .distributed import ALONE, Ranks
 from .methods.method import heads_of
 from .step import Step
 
-_FEW = 10  # classes, among which five are half
+FEW = 10  # classes, among which five are half
 Record = dict[str, float]  # one line of metrics.jsonl
 
 
@@ -84,7 +84,7 @@ class Meter:
             **losses,
             "student_error": student_error,
             "teacher_error": teacher_error,
-            **(top5 if self.evaluation.classes > _FEW else {}),
+            **(top5 if self.evaluation.classes > FEW else {}),
             "consistency_weight": self.method.consistency_weight(steps_done - 1),
             "lr": self.method.timeline.learning_rate(steps_done - 1),
             "images_per_second": round(speed, 1),

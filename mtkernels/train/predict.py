@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from .config import Config, SettingError
 from .data.dataset import resized
 from .data.decode import DecodeError, decode, in_threads, resize_crop
-from .data.folder import IMAGENET_MEAN, SUFFIXES, _walk
+from .data.folder import IMAGENET_MEAN, SUFFIXES, walk
 from .data.raw import Facts
 from .data.stream import default_side
-from .folder import _read, load_model, load_pixels
+from .folder import load_model, load_pixels, read_folder
 from .methods import METHODS
 from .methods.method import heads_of
 
@@ -92,7 +92,7 @@ def read_run(folder: Path) -> tuple[Config, dict[str, Any]]:
     for name in ("config.json", "dataset.json"):
         if not (folder / name).is_file():
             raise SettingError(f"{folder} must be a run's folder: it has no {name}")
-    return _read(folder)
+    return read_folder(folder)
 
 
 def make_reader(config: Config, described: dict[str, Any]) -> Reader:
@@ -121,7 +121,7 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
     found: set[str] = set()
     for path in paths:
         if path.is_dir():
-            below = list(_walk(str(path), str(path), frozenset()))
+            below = list(walk(str(path), str(path), frozenset()))
             if not below:
                 raise SettingError(f"{path} has no images ({', '.join(SUFFIXES)})")
             found.update(map(os.path.normpath, below))

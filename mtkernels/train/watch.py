@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 from torch import Tensor
 
@@ -11,24 +10,12 @@ from .files import write_with
 from .folder import write_weights
 from .meter import Meter, NonFiniteError, Record
 from .resume import Start
+from .show import Show
 from .state import Numbers, below, state_of
 from .step import Step
 
 _LOOKS = 50  # steps between two at most
 _BEST = "best.safetensors"
-
-
-class Show(Protocol):
-    """Who is told how it goes: the console, TensorBoard."""
-
-    def record(self, record: Record) -> None:
-        """An evaluation's metrics."""
-
-    def losses(self, steps_done: int, losses: dict[str, float], images_per_second: float) -> None:
-        """Mean losses since the last evaluation."""
-
-    def note(self, sentence: str) -> None:
-        """Something out of the ordinary."""
 
 
 class Watch:

@@ -14,10 +14,8 @@ from ..data.decode import DecodeError
 from ..export import export_onnx, export_safetensors, load_exported
 from ..files import write_json, write_with
 from ..folder import load_model, load_pixels
-from ..meter import error_percents
+from ..meter import FEW, error_percents
 from ..predict import Predictor, Role, find_images, load_run, predict, read_run, write_predictions
-
-_FEW = 10  # classes, among which five are half
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +90,7 @@ def evaluate(command: Evaluate) -> int:
     broken = evaluation.batches.quarantine.broken if evaluation.batches is not None else {}
     for name, reason in sorted(broken.items()):
         print(f"{name} left out: {reason}", file=sys.stderr)
-    top5 = evaluation.classes > _FEW
+    top5 = evaluation.classes > FEW
     words = [f"{role} {one:.2f}%" + f" (top-5 {five:.2f}%)" * top5 for role, (one, five) in found.items()]
     images = len(evaluation) - len(broken)
     print(f"error on {images:,} {config.eval_split} images: {', '.join(words)}")

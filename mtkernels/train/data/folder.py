@@ -136,7 +136,7 @@ def _images_by_folder(folder: Path) -> dict[str, list[str]]:
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            found[entry.name] = sorted(_walk(entry.path, entry.name, frozenset()))
+            found[entry.name] = sorted(walk(entry.path, entry.name, frozenset()))
         elif entry.name.lower().endswith(SUFFIXES):
             raise SettingError(
                 f"{entry.path} is in no class folder: move it into one, or without a label into train/{UNLABELED}/"
@@ -144,7 +144,8 @@ def _images_by_folder(folder: Path) -> dict[str, list[str]]:
     return found
 
 
-def _walk(folder: str, name: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
+def walk(folder: str, name: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
+    """The images in and below `folder`, as paths that begin with `name`; links that lead back up are not followed."""
     stat = os.stat(folder)
     here = (stat.st_dev, stat.st_ino)
     if here in above:  # a link back up
@@ -154,7 +155,7 @@ def _walk(folder: str, name: str, above: frozenset[tuple[int, int]]) -> Iterator
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
-                yield from _walk(entry.path, f"{name}/{entry.name}", above | {here})
+                yield from walk(entry.path, f"{name}/{entry.name}", above | {here})
             elif entry.name.lower().endswith(
                 SUFFIXES
             ):  # a broken link, too: it is reported when it is decoded

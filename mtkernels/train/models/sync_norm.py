@@ -16,7 +16,7 @@ def synchronize(model: nn.Module, group: "dist.ProcessGroup | None" = None) -> n
     In place: parameters, buffers and their names stay. Ranks may have unevenly many rows. A rank's gradients are its
     part: their sum over ranks is the whole batch's. `group`: None is the default one. In evaluation nothing changes.
     """
-    ranks = Ranks(group)
+    ranks = Group(group)
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and not isinstance(module, OverRanks | nn.SyncBatchNorm):
             module.__class__ = _synchronized(name, module)
@@ -25,13 +25,13 @@ def synchronize(model: nn.Module, group: "dist.ProcessGroup | None" = None) -> n
     return model
 
 
-class Ranks:
+class Group:
     """The processes of a group. A copied model shares it: a group cannot be copied."""
 
     def __init__(self, group: "dist.ProcessGroup | None") -> None:
         self.group = group
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Ranks":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Group":
         return self
 
     @property
@@ -68,7 +68,7 @@ class _Sum(torch.autograd.Function):
 class OverRanks(nn.Module):
     """A layer with batch statistics over the rows of `ranks`; None: of this process alone."""
 
-    ranks: Ranks | None = None
+    ranks: Group | None = None
 
     @property
     def alone(self) -> bool:
