@@ -93,15 +93,8 @@ class Trainer:
         return laps.seconds
 
     def seconds(self, steps: int) -> float:
-        """Of a step, in the mean, waiting for the device at the end alone."""
-        for _ in range(self.warm):
-            self.step()
-        self.wait()
-        start = time.perf_counter()
-        for _ in range(steps):
-            self.step()
-        self.wait()
-        return (time.perf_counter() - start) / steps
+        """Of a step that waits for nothing."""
+        return seconds_a_step(self, steps, self.warm)
 
     def profiled(self, steps: int) -> profile:
         """What torch's profiler has seen of so many steps."""
@@ -112,6 +105,18 @@ class Trainer:
                 self.step()
             self.wait()
         return seen
+
+
+def seconds_a_step(loop: object, steps: int, warm: int) -> float:
+    """In the mean, of steps that wait for the device at the end alone, after `warm` ones; loop: step() and wait()."""
+    for _ in range(warm):
+        loop.step()
+    loop.wait()
+    start = time.perf_counter()
+    for _ in range(steps):
+        loop.step()
+    loop.wait()
+    return (time.perf_counter() - start) / steps
 
 
 class _Laps:
@@ -273,13 +278,14 @@ def main() -> None:
         config = resized(setting(preset, **changes), options.batch_size)
         trainer = Trainer(config)
         cells = line(config, None if whole_only else trainer.parts(options.steps))
-        if on_gpu or whole_only:
-            whole = trainer.seconds(options.steps)
-            cells += gpu_line(config, whole, gpu_work(trainer.profiled(5), 5))
+        whole = trainer.seconds(options.steps) if on_gpu or whole_only else None
+        seen = trainer.profiled(5) if whole or options.profile else None
+        if whole:
+            cells += gpu_line(config, whole, gpu_work(seen, 5))
         lines.append(cells)
         if options.profile:
             order = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-            averages = trainer.profiled(5).key_averages()
+            averages = seen.key_averages()
             profiles.append(averages.table(sort_by=order, row_limit=25, max_name_column_width=70))
         del trainer
     print(table((*HEADER, *GPU_HEADER) if on_gpu or whole_only else HEADER, lines))

@@ -12,7 +12,6 @@ import os
 import shlex
 import statistics
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -20,7 +19,7 @@ import torch
 sys.path.append(str(Path(__file__).parents[1]))  # the benches are no part of the package
 
 from bench.plain_loop import PlainLoop, TwoViews, transform_of, transforms
-from bench.train_step import Trainer, mode_arguments, modes, resized, setting, table
+from bench.train_step import Trainer, mode_arguments, modes, resized, seconds_a_step, setting, table
 from mtkernels.train.config import Config
 from mtkernels.train.environment import environment
 
@@ -42,14 +41,7 @@ def plain_loop(trainer: Trainer, workers: int) -> PlainLoop:
 
 def rate(loop: PlainLoop | Trainer, steps: int, warm: int) -> float:
     """Images a second, after `warm` steps that do not count."""
-    for _ in range(warm):
-        loop.step()
-    loop.wait()
-    start = time.perf_counter()
-    for _ in range(steps):
-        loop.step()
-    loop.wait()
-    return steps * loop.config.batch_size / (time.perf_counter() - start)
+    return loop.config.batch_size / seconds_a_step(loop, steps, warm)
 
 
 def compare(config: Config, *, steps: int, rounds: int, workers: int) -> tuple[list[float], list[float]]:

@@ -2,9 +2,24 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .config import SettingError
 from .meter import Record
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+def summary_writer() -> "type[SummaryWriter]":
+    """TensorBoard's; SettingError where it is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise SettingError(
+            "tensorboard must be installed where --tensorboard is on: pip install tensorboard"
+        ) from error
+    return SummaryWriter
 
 
 class Board:
@@ -12,14 +27,8 @@ class Board:
 
     def __init__(self, folder: Path, *, start: int = 0) -> None:
         """start: steps done where a run goes on; what was written of later ones is taken back."""
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise SettingError(
-                "tensorboard must be installed where --tensorboard is on: pip install tensorboard"
-            ) from error
         purge = start + 1 if start else None  # from this step on
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purge, flush_secs=30)
+        self._writer = summary_writer()(str(folder / "tensorboard"), purge_step=purge, flush_secs=30)
 
     def record(self, record: Record) -> None:
         """The metrics of an evaluation."""

@@ -201,9 +201,8 @@ def averaging(student: nn.Module) -> nn.Module:
     from torch.nn.parallel import DistributedDataParallel
 
     known = inspect.signature(DistributedDataParallel).parameters
-    buffers = (
-        "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    )  # from torch 2.13
+    # The first name is torch 2.13's.
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     return DistributedDataParallel(student, gradient_as_bucket_view=True, **{buffers: False})
 
 
@@ -211,9 +210,7 @@ def shard_(model: nn.Module, device: torch.device) -> nn.Module:
     """FSDP2 over all ranks, in place: each block of a sequence with enough weights by itself, then what is left."""
     from torch.distributed.fsdp import fully_shard
 
-    model = model.to(
-        memory_format=torch.contiguous_format
-    )  # it takes no other; images may have it all the same
+    model = model.to(memory_format=torch.contiguous_format)  # it takes no other; images may have another
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     # The outermost would stay whole after a forward pass, for a backward pass that a teacher's never has.
     split = partial(fully_shard, mesh=mesh, reshard_after_forward=True)

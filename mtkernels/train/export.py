@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import mtkernels
 
+from .checkpoint import save_tensors
 from .config import Config, SettingError
 from .data import Pixels
 from .data.raw import Facts
@@ -35,16 +36,14 @@ _ROWS = 3  # images that an ONNX network is tried on
 
 def export_safetensors(folder: Path, path: Path, role: Role | None = None) -> None:
     """Write weights, the ZCA where images are whitened, and a description in the metadata; `load_exported` reads it."""
-    from safetensors.torch import save_file
-
     predictor = load_run(folder, role)
     tensors = {_WEIGHTS + name: value.contiguous() for name, value in predictor.model.state_dict().items()}
     described = describe(folder, predictor, role)
     if described["facts"]["whitening"] is not None:
         zca = Zca.load(folder / "zca.npz")
         tensors |= {f"{_ZCA}mean": zca.mean, f"{_ZCA}matrix": zca.matrix}
-    metadata = {"format": "pt", _KEY: json.dumps(described)}
-    write_with(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+    metadata = {_KEY: json.dumps(described)}
+    write_with(path, lambda temporary: save_tensors(temporary, tensors, metadata))
 
 
 def describe(folder: Path, predictor: Predictor, role: Role | None) -> dict[str, Any]:
@@ -142,9 +141,8 @@ def _write_onnx(
 ) -> None:
     import onnx
 
-    with (
-        warnings.catch_warnings()
-    ):  # of the exporter's own parts, and of torchvision, which it can do without
+    with warnings.catch_warnings():
+        # Of the exporter's own parts, and of torchvision, which it can do without.
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:

@@ -1,12 +1,11 @@
 """A run's folder: making it, filling it, reading its weights back."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from .checkpoint import checkpoints, clean_checkpoints, read_checkpoint, save_tensors
@@ -16,12 +15,13 @@ from .data.dataset import resized
 from .data.labels import write_label_file
 from .data.raw import Facts
 from .data.whiten import Whitener, Zca
-from .distributed import ALONE, Ranks, whole
+from .distributed import ALONE, Ranks
 from .environment import environment
 from .files import free_path, write_csv, write_json, write_with
 from .loop import build_model
 from .meter import Record
 from .resume import Start
+from .state import below, gathered
 
 Summary = dict[str, object]
 # Written when a run ends; of one that goes on they would be old.
@@ -144,7 +144,7 @@ def load_pixels(folder: Path) -> Callable[[Tensor], Tensor]:
     cut them as an evaluation does, by data.decode.resize_crop.
     """
     config, described = read_folder(folder)
-    facts = Facts(**{field.name: described[field.name] for field in fields(Facts)})
+    facts = facts_of(described)
     make: Callable[[Tensor], Tensor] = Pixels(facts, config)
     if described["whitening"] is not None:
         make = Whitener(described["whitening"], facts.levels, Zca.load(folder / "zca.npz"))
@@ -159,6 +159,11 @@ def read_folder(folder: Path) -> tuple[Config, dict[str, Any]]:
     return Config.from_dict(settings), described
 
 
+def facts_of(described: Mapping[str, Any]) -> Facts:
+    """Those in a dataset.json."""
+    return Facts(**{field.name: described[field.name] for field in fields(Facts)})
+
+
 def _weights(folder: Path, role: str) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
@@ -166,16 +171,11 @@ def _weights(folder: Path, role: str) -> dict[str, Tensor]:
     if path.exists() or role == "best" or not checkpoints(folder):
         return load_file(path)
     tensors, _ = read_checkpoint(checkpoints(folder)[-1])
-    prefix = f"{role}."
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    return below(tensors, f"{role}.")
 
 
 def write_weights(path: Path, model: nn.Module, ranks: Ranks = ALONE) -> None:
-    """Whole tensors, on the main rank; all call it. safetensors has no strides and no shared storage: copies."""
-    copies = {}
-    for name, value in model.state_dict().items():
-        value = whole(value)
-        if ranks.main:
-            copies[name] = value.detach().clone(memory_format=torch.contiguous_format).cpu()
+    """Whole tensors, on the main rank; all call it."""
+    copies = gathered(((name, value, None) for name, value in model.state_dict().items()), ranks)
     if ranks.main:
         write_with(path, lambda temporary: save_tensors(temporary, copies))

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .data import Dataset, Evaluation
-from .distributed import ALONE, Ranks
-from .methods.method import heads_of
+from .methods.method import evaluating, heads_of
 from .step import Step
 
 FEW = 10  # classes, among which five are half
@@ -26,9 +25,9 @@ class NonFiniteError(FloatingPointError):
 class Meter:
     """Sums what the steps report; `record` averages the sums and evaluates both models."""
 
-    def __init__(self, step: Step, data: Dataset, ranks: Ranks = ALONE) -> None:
-        self.step, self.method, self.ranks = step, step.method, ranks
-        self.evaluation = Evaluation(self.method.config, data, ranks)
+    def __init__(self, step: Step, data: Dataset) -> None:
+        self.step, self.method, self.ranks = step, step.method, step.ranks
+        self.evaluation = Evaluation(self.method.config, data, self.ranks)
         self.restart()
 
     def restart(self) -> None:
@@ -74,6 +73,7 @@ class Meter:
         """Losses averaged since the last record, errors in percent, images per second (evaluation apart)."""
         losses = self.look(steps_done)
         speed = self.images_per_second
+        self.step.share_buffers()  # after the look: they are sound
         models = [self.method.student, self.method.teacher]
         (student_error, student_error5), (teacher_error, teacher_error5) = error_percents(
             models, self.evaluation
@@ -96,23 +96,18 @@ class Meter:
 @torch.no_grad()
 def error_percents(models: list[nn.Module], evaluation: Evaluation) -> list[tuple[float, float]]:
     """Percentages of the images whose class each of `models`, in eval mode, does not rank first, or not among five."""
-    modes = [model.training for model in models]
     right = torch.zeros(len(models), 2, dtype=torch.int64, device=evaluation.device)
     rows = torch.zeros(1, dtype=torch.int64, device=evaluation.device)
-    for model in models:
-        model.eval()
-    for images, labels in evaluation:
-        if not len(
-            labels
-        ):  # this rank has none: a sharded network still needs all ranks, and any network a row
-            images = images.new_zeros(1, *images.shape[1:])
-        logits = [heads_of(model(images))[0][: len(labels)] for model in models]
-        ranked = [each.topk(min(5, evaluation.classes)).indices for each in logits]
-        hits = torch.stack(ranked) == labels[:, None]  # [models, rows, 5]
-        right += torch.stack([hits[..., 0].sum(1), hits.sum((1, 2))], 1)
-        rows += len(labels)
-    for model, mode in zip(models, modes, strict=True):
-        model.train(mode)
+    with evaluating(models):
+        for images, labels in evaluation:
+            if not len(labels):
+                # This rank has none: a sharded network still needs all ranks, and any network a row.
+                images = images.new_zeros(1, *images.shape[1:])
+            logits = [heads_of(model(images))[0][: len(labels)] for model in models]
+            ranked = [each.topk(min(5, evaluation.classes)).indices for each in logits]
+            hits = torch.stack(ranked) == labels[:, None]  # [models, rows, 5]
+            right += torch.stack([hits[..., 0].sum(1), hits.sum((1, 2))], 1)
+            rows += len(labels)
     for counts in (right, rows):
         evaluation.ranks.sum_(counts)
     errors = 100 * (rows - right).double() / rows

@@ -15,7 +15,7 @@ from .data import NO_LABEL, Batches, Dataset, Draw, Evaluation, make_feed
 from .data.raw import Facts
 from .files import write_with
 from .methods import METHODS, Method
-from .methods.method import heads_of
+from .methods.method import evaluating, heads_of
 from .plots import plot_confusion, plot_sheet
 
 _PAIRS = 12
@@ -115,21 +115,16 @@ class _Mistakes(NamedTuple):
 def _examine(method: Method, evaluation: Evaluation) -> tuple[np.ndarray, np.ndarray, _Mistakes]:
     """True and predicted class of each image [images], the method's own model predicting; the teacher's mistakes."""
     models = list(dict.fromkeys([getattr(method, method.headline), method.teacher]))
-    modes = [model.training for model in models]
-    for model in models:
-        model.eval()
     truth, guesses, worst = [], [], None
-    for images, labels in evaluation:
-        probs = [heads_of(model(images))[0].float().softmax(1) for model in models]
-        truth.append(labels.cpu())
-        guesses.append(probs[0].argmax(1).cpu())
-        confidence, guess = probs[-1].max(1)
-        found = _Mistakes(images, labels, guess, confidence).surest()
-        worst = (
-            found if worst is None else _Mistakes(*map(torch.cat, zip(worst, found, strict=True))).surest()
-        )
-    for model, mode in zip(models, modes, strict=True):
-        model.train(mode)
+    with evaluating(models):
+        for images, labels in evaluation:
+            probs = [heads_of(model(images))[0].float().softmax(1) for model in models]
+            truth.append(labels.cpu())
+            guesses.append(probs[0].argmax(1).cpu())
+            confidence, guess = probs[-1].max(1)
+            found = _Mistakes(images, labels, guess, confidence).surest()
+            both = found if worst is None else _Mistakes(*map(torch.cat, zip(worst, found, strict=True)))
+            worst = both.surest()
     return torch.cat(truth).numpy(), torch.cat(guesses).numpy(), worst
 
 

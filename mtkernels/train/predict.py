@@ -3,7 +3,7 @@
 import csv
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -14,9 +14,8 @@ from .config import Config, SettingError
 from .data.dataset import resized
 from .data.decode import DecodeError, decode, in_threads, resize_crop
 from .data.folder import IMAGENET_MEAN, SUFFIXES, walk
-from .data.raw import Facts
 from .data.stream import default_side
-from .folder import load_model, load_pixels, read_folder
+from .folder import facts_of, load_model, load_pixels, read_folder
 from .methods import METHODS
 from .methods.method import heads_of
 
@@ -97,7 +96,7 @@ def read_run(folder: Path) -> tuple[Config, dict[str, Any]]:
 
 def make_reader(config: Config, described: dict[str, Any]) -> Reader:
     """How the images of a run were read when it was evaluated; `described`: its dataset.json."""
-    facts = Facts(**{field.name: described[field.name] for field in fields(Facts)})
+    facts = facts_of(described)
     if facts.channels not in (1, 3):
         raise SettingError(
             f"images must have 1 or 3 channels to be read from files, got a run of {facts.channels}"

@@ -1,12 +1,12 @@
 """One run from config to a filled folder: what `mtkernels train` does once and `demo` several times."""
 
-import importlib.util
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from .board import summary_writer
 from .config import Config, SettingError
 from .data import Batches, Dataset, Evaluation, load_dataset, make_feed
 from .distributed import ALONE, Ranks, local_device, started_ranks
@@ -15,7 +15,7 @@ from .interrupt import stop_on_signals
 from .loop import loop, make_batches, make_method, make_step
 from .meter import Meter
 from .methods import Method
-from .methods.method import heads_of
+from .methods.method import evaluating, heads_of
 from .models.rows import draws_alone
 from .resume import AtItsEndError, Start, start_of
 from .show import Show, Silent
@@ -41,7 +41,7 @@ def run(
                 f"the run is at its end, step {start.step}: to go on, resume it with more {config.unit}"
             )
         step = make_step(method, ranks)
-        meter = Meter(step, data, ranks)
+        meter = Meter(step, data)
         if start.checkpoint is not None:
             restore(step, meter, start.checkpoint)
         folder = Path(ranks.by_main(lambda: str(start.folder or make_folder(config))))
@@ -76,18 +76,16 @@ def _finish(folder: Path, data: Dataset, batches: Batches, method: Method, watch
     from .pictures import write_pictures
 
     config, ranks, steps = method.config, watch.ranks, method.timeline.steps
-    hurries = (
-        ranks.world > 1 and watch.steps_done < steps
-    )  # its checkpoint has all, and torchrun waits half a minute
+    # Stopped under torchrun, which waits half a minute: the checkpoint has all.
+    hurries = ranks.world > 1 and watch.steps_done < steps
     if not hurries:
         for role in ("teacher", "student"):
             write_weights(folder / f"{role}.safetensors", getattr(method, role), ranks)
     summary: Summary = {}
     if ranks.main:
         data.quarantine.write(folder / "broken.txt")
-        if (
-            config.pictures and not hurries and not (config.fsdp and ranks.world > 1)
-        ):  # one rank has no sharded network
+        sharded = config.fsdp and ranks.world > 1  # one rank alone cannot run it
+        if config.pictures and not hurries and not sharded:
             write_pictures(folder, config, method, data, batches)
         summary = finish_folder(
             folder,
@@ -104,11 +102,11 @@ def _finish(folder: Path, data: Dataset, batches: Batches, method: Method, watch
 def prepare(config: Config, ranks: Ranks = ALONE) -> tuple[Dataset, Batches, Method]:
     """All that a run needs but its folder; what cannot be trained is refused here."""
     config.validate()
-    device = _device(config)
+    device = usable_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
-    if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise SettingError("tensorboard must be installed where it is on: pip install tensorboard")
+    if config.tensorboard:
+        summary_writer()  # not installed: said before there is a folder
     data = load_dataset(config).to(device)
     batches = make_batches(config, data)
     rows = len(batches.draw(0).index)
@@ -126,9 +124,8 @@ def _method(config: Config, data: Dataset, batches: Batches, ranks: Ranks) -> Me
     images, _ = next(iter(Evaluation(config, data)))
     try:
         method = make_method(config, data, batches, ranks)
-        with torch.no_grad():
-            logits, _ = heads_of(method.teacher.eval()(images[:1]))
-        method.teacher.train()
+        with torch.no_grad(), evaluating([method.teacher]):
+            logits, _ = heads_of(method.teacher(images[:1]))
     except SettingError:
         raise
     except (RuntimeError, ValueError, TypeError) as error:
@@ -141,15 +138,14 @@ def _method(config: Config, data: Dataset, batches: Batches, ranks: Ranks) -> Me
     return method
 
 
-def _device(config: Config) -> torch.device:
+def usable_device(name: str) -> torch.device:
+    """The torch device of that name, `cuda` being each rank's own; SettingError where this torch cannot use it."""
     try:
-        device = torch.device(local_device(config.device))
+        device = torch.device(local_device(name))
         torch.zeros(1, device=device).item()  # one that computes: not meta
         if device.index is not None:
             torch.cuda.set_device(device)  # NCCL, and CUDA graphs, take the current one
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise SettingError(
-            f"device must be one that this torch can use, got {config.device!r}: {reason}"
-        ) from error
+        raise SettingError(f"device must be one that this torch can use, got {name!r}: {reason}") from error
     return device

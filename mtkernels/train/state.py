@@ -4,13 +4,13 @@ Random numbers are not in it: they are functions of (seed, step). Nor are ranks:
 run goes on with another number of them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from .checkpoint import Checkpoint, DamagedCheckpointError
-from .distributed import part_of, whole
+from .distributed import Ranks, part_of, whole
 from .meter import Meter
 from .step import Step
 
@@ -19,11 +19,7 @@ Numbers = dict[str, object]
 
 def state_of(step: Step, meter: Meter) -> tuple[dict[str, Tensor], Numbers]:
     """Tensors on the CPU, on the main rank alone, and numbers. Ranks call it together; sums of losses are over all."""
-    tensors: dict[str, Tensor] = {}
-    for name, value, like in _tensors(step, meter):
-        gathered = whole(value, like)  # one at a time: a sharded model may not fit on a device
-        if step.ranks.main:
-            tensors[name] = _saved(gathered)
+    tensors = gathered(_tensors(step, meter), step.ranks)
     numbers: Numbers = {"teacher_updates": int(step.method.ema.step)}
     numbers |= {"meter_names": list(meter.sums), "meter_steps": meter.steps, "meter_images": meter.images}
     return tensors, numbers
@@ -103,6 +99,14 @@ def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def _saved(value: Tensor) -> Tensor:
-    """safetensors has no strides and no shared storage: contiguous copies."""
-    return value.detach().clone(memory_format=torch.contiguous_format).cpu()
+def gathered(tensors: Iterable[tuple[str, Tensor, Tensor | None]], ranks: Ranks) -> dict[str, Tensor]:
+    """Whole tensors on the CPU of the main rank, by name; all call it. With each what `whole` takes as `like`.
+
+    safetensors has no strides and no shared storage: contiguous copies.
+    """
+    copies = {}
+    for name, value, like in tensors:
+        value = whole(value, like)  # one at a time: a sharded model may not fit on a device
+        if ranks.main:
+            copies[name] = value.detach().clone(memory_format=torch.contiguous_format).cpu()
+    return copies

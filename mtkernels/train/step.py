@@ -73,8 +73,8 @@ class Step:
         return terms
 
     def _backward(self, part: Batch, step: int, weight: float | Tensor) -> dict[str, Tensor]:
-        rows = None if part.rows is None else Rows(part.rows, part.counts.rows)
-        if rows is not None:
+        if part.rows is not None:
+            rows = Rows(part.rows, part.counts.rows)
             for model in (self.method.student, self.method.teacher):
                 set_rows(model, rows)
         self._seed(step)
@@ -152,11 +152,10 @@ class Step:
 
     def share_buffers(self) -> None:
         """Batch statistics that each rank has of its own rows: the mean over the ranks, on all of them."""
-        if self.ranks.world == 1:
+        if self.ranks.world == 1 or self.config.sync_batch_norm:
             return
-        for buffer in self.buffers:
-            if buffer.is_floating_point():
-                self.ranks.sum_(buffer).div_(self.ranks.world)
+        for buffer in self.statistics:
+            self.ranks.sum_(buffer).div_(self.ranks.world)
         self.note_buffers()
 
     def note_buffers(self) -> None:

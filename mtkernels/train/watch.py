@@ -75,9 +75,6 @@ class Watch:
                 self.show.losses(steps_done, losses, self.meter.images_per_second)
 
     def _record(self, steps_done: int) -> None:
-        if not self.config.sync_batch_norm:
-            self.meter.look(steps_done)  # before statistics are taken for sound
-            self.step.share_buffers()
         record = self.meter.record(steps_done)
         self.records.append(record)
         self.show.record(record)
@@ -113,8 +110,7 @@ class Watch:
 
     def save(self, steps_done: int, *, must: bool = False) -> Path | None:
         """A checkpoint; where it cannot be written, a note, or where it `must`, OSError."""
-        if not self.config.sync_batch_norm:
-            self.step.share_buffers()
+        self.step.share_buffers()
         tensors, numbers = state_of(self.step, self.meter)
         if not self.ranks.main:
             return None
@@ -147,9 +143,8 @@ class Watch:
         self.step.restore_buffers()
         self.meter.restart()
         path: Path | None = self.folder / FOLDER / name_of(error.step)
-        if not self.ranks.any(
-            error.step == self.last_saved
-        ):  # that one has the losses of the steps before, too
+        saved = error.step == self.last_saved  # that one has the losses of the steps before, too
+        if not self.ranks.any(saved):
             path = self.save(error.step)
         where = f", in {path}" if path else ""
         return f"{error}; student and teacher are as they were before it{where}"

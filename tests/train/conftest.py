@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -58,3 +59,19 @@ def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return start
+
+
+@pytest.fixture
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves out the figure that is most of a small run's time."""
+    from mtkernels.train import plots
+
+    monkeypatch.setattr(plots, "plot_curves", lambda path, *_: path.touch())
+
+
+@pytest.fixture
+def every_step(small: Config, tmp_path: Path) -> Config:
+    """Eight steps, all of whose checkpoints are kept."""
+    return replace(
+        small, steps=8, lr=0.3, checkpoint_interval=1, keep_checkpoints=99, out=tmp_path, name="whole"
+    )

@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mtkernels.train import plots
 from mtkernels.train.checkpoint import checkpoints, read_checkpoint
 from mtkernels.train.cli import main
 from mtkernels.train.config import Config, SettingError
@@ -38,18 +37,12 @@ VARIANTS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def no_curves(monkeypatch):
-    """Most of a small run's time."""
-    monkeypatch.setattr(plots, "plot_curves", lambda path, *_: path.touch())
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 
 @pytest.fixture
-def config(small, tmp_path):
-    """Eight steps, all of whose checkpoints are kept."""
-    return replace(
-        small, steps=8, lr=0.3, checkpoint_interval=1, keep_checkpoints=99, out=tmp_path, name="whole"
-    )
+def config(every_step):
+    return every_step
 
 
 def environment(folder: Path) -> dict:

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mtkernels.train import plots
 from mtkernels.train.checkpoint import checkpoints, name_of, read_checkpoint
 from mtkernels.train.cli import main
 from mtkernels.train.data import load_dataset, make_feed
@@ -26,19 +25,12 @@ from .conftest import ENVIRONMENT
 from .data.images import write_digits
 from .runs import assert_same_runs, assert_same_tensors, words
 
-
-@pytest.fixture(autouse=True)
-def no_curves(monkeypatch):
-    """Most of a small run's time."""
-    monkeypatch.setattr(plots, "plot_curves", lambda path, *_: path.touch())
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 
 @pytest.fixture
-def config(small, tmp_path):
-    """Eight steps, all of whose checkpoints are kept."""
-    return replace(
-        small, steps=8, lr=0.3, checkpoint_interval=1, keep_checkpoints=99, out=tmp_path, name="whole"
-    )
+def config(every_step):
+    return every_step
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends signals to a process")

@@ -16,6 +16,7 @@ from ..files import write_json, write_with
 from ..folder import load_model, load_pixels
 from ..meter import FEW, error_percents
 from ..predict import Predictor, Role, find_images, load_run, predict, read_run, write_predictions
+from ..run import usable_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,7 @@ def evaluate(command: Evaluate) -> int:
     given = {name: getattr(command, name) for name in ("data", "eval_split", "workers", "device")}
     config = replace(config, **{name: value for name, value in given.items() if value is not None})
     config.validate()
-    device = _device(command.device)
+    device = usable_device(command.device)
     if config.threads:
         torch.set_num_threads(config.threads)
     roles: list[Role] = [command.role] if command.role else ["student", "teacher"]
@@ -148,7 +149,7 @@ def predict_files(command: Predict) -> int:
 
 
 def _predictor(command: Predict) -> Predictor:
-    device = _device(command.device)
+    device = usable_device(command.device)
     if not command.run.is_file():
         return load_run(command.run, command.role, device)
     if command.role is not None:
@@ -166,13 +167,3 @@ def export(command: Export) -> int:
         export_safetensors(command.run, out, command.role)
         print(f"{out}: for mtkernels.train.export.load_exported")
     return 0
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()  # one that computes: not meta
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise SettingError(f"device must be one that this torch can use, got {name!r}: {reason}") from error
-    return device

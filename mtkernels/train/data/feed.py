@@ -81,6 +81,11 @@ class _Shares:
         unlabeled = int((rows < draw.unlabeled).sum())
         return rows.to(self.device), [part.to(self.device) for part in split], unlabeled
 
+    @property
+    def unlabeled(self) -> int:
+        """Of this rank's rows, the first ones."""
+        return self._share[2]
+
     @cached_property
     def rows(self) -> Tensor | None:
         """This rank's, on the device; None: all."""
@@ -95,7 +100,7 @@ class _Shares:
         """This rank's images of a batch."""
         if self.rows is None:
             return draw
-        return Draw(draw.index[self._drawn], draw.passes[self._drawn], self._share[2])
+        return Draw(draw.index[self._drawn], draw.passes[self._drawn], self.unlabeled)
 
     def seen(self, draws: Sequence[Draw]) -> Tensor:
         """Labels [batches, rows] of whole batches, those of the unlabeled part hidden."""
@@ -103,19 +108,19 @@ class _Shares:
         labels[:, : draws[0].unlabeled] = NO_LABEL
         return labels
 
-    def batch(self, views: list[Tensor], labels: Tensor, rows: int, class_rows: int | Tensor) -> Batch:
-        """This rank's views and labels, of a batch of so many rows."""
+    def batch(self, views: list[Tensor], labels: Tensor, class_rows: Tensor | None) -> Batch:
+        """This rank's views and labels. class_rows: None where the class loss is over all rows."""
         split = () if self.accumulate == 1 else self._share[1]
-        return Batch(views, labels, Counts(rows, class_rows), self.rows, split)
+        counts = Counts(self.total, self.total if class_rows is None else class_rows)
+        return Batch(views, labels, counts, self.rows, split)
 
     def batches_of(self, draws: Sequence[Draw], views: Iterable[list[Tensor]]) -> Iterator[Batch]:
         """Batches of this rank's views of images in memory; the labels of all are looked up at once."""
         labels = self.seen(draws)
-        rows = labels.shape[1]
         over = (labels != NO_LABEL).sum(1).clamp(min=1) if self.over_labeled else None
         labels = labels if self.rows is None else labels[:, self.rows]
         for at, parts in enumerate(views):
-            yield self.batch(parts, labels[at], rows, rows if over is None else over[at])
+            yield self.batch(parts, labels[at], None if over is None else over[at])
 
 
 class MemoryFeed:
@@ -179,16 +184,14 @@ class StreamFeed:
         self.next = step + 1
         # Both are pinned: moved before anything makes them anew.
         views, labels = (tensor.to(self.device, non_blocking=True) for tensor in (views, labels))
-        draw = self.shares.batches.draw(step)
-        labels[: self.shares.mine(draw).unlabeled] = NO_LABEL
-        rows = over = len(draw.index)
+        labels[: self.shares.unlabeled] = NO_LABEL
+        over = None
         if self.shares.over_labeled:
-            known = int((self.shares.seen([draw]) != NO_LABEL).sum())  # files' labels are with the host
-            over = torch.full(
-                (), max(known, 1), device=self.device
-            )  # a tensor: a captured step reads it anew
-        views = with_noise(list(views), self.config, step, self.shares.rows, rows)
-        return self.shares.batch(views, labels, rows, over)
+            known = self.shares.seen([self.shares.batches.draw(step)]) != NO_LABEL
+            # Files' labels are with the host. On the device it is a tensor, which a captured step reads anew.
+            over = torch.full((), max(int(known.sum()), 1), device=self.device)
+        views = with_noise(list(views), self.config, step, self.shares.rows, self.shares.total)
+        return self.shares.batch(views, labels, over)
 
     def _start(self, step: int) -> None:
         self.__exit__()

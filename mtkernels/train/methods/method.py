@@ -1,6 +1,8 @@
 """What the loop asks of a method: batches to draw, an objective, and the teacher's update."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import ClassVar, Literal, NamedTuple
 
 import torch.nn.functional as F
@@ -80,3 +82,16 @@ def class_loss(logits: Tensor, labels: Tensor, counts: Counts) -> Tensor:
 def heads_of(output: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """The class logits and the consistency logits of a network's output, which are the same where it has one head."""
     return output if isinstance(output, tuple) else (output, output)
+
+
+@contextmanager
+def evaluating(models: Sequence[nn.Module]) -> Iterator[None]:
+    """Within it they are in eval mode; then each in the mode that it was in."""
+    modes = [model.training for model in models]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for model, mode in zip(models, modes, strict=True):
+            model.train(mode)
