@@ -55,6 +55,34 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
         _put(before)
 
 
+@contextmanager
+def interrupts_wait() -> Iterator[None]:
+    """Ctrl-C acts at the end of what is within it, a second one at once.
+
+    A KeyboardInterrupt may leave Python's own locks taken: one in a thousand within a queue of `multiprocessing` does,
+    and whatever closes the queue then waits for ever.
+    """
+    before = _handlers().get(signal.SIGINT)
+    noted = False
+
+    def note(number: int, frame: object) -> None:
+        nonlocal noted
+        if noted:
+            before(number, frame)
+        noted = True
+
+    if not callable(before):  # ignored, the system's own, or not the main thread
+        yield
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if noted:
+            signal.raise_signal(signal.SIGINT)
+
+
 def _handlers() -> dict[int, Any]:
     """Those of now; none where they cannot be changed, which only the main thread can."""
     if threading.current_thread() is not threading.main_thread():

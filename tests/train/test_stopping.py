@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,7 @@ from mtkernels.train.checkpoint import checkpoints, name_of, read_checkpoint
 from mtkernels.train.cli import main
 from mtkernels.train.data import load_dataset, make_feed
 from mtkernels.train.data.feed import MemoryFeed
+from mtkernels.train.interrupt import interrupts_wait
 from mtkernels.train.loop import make_batches, make_method, make_step
 from mtkernels.train.meter import Meter, NonFiniteError
 from mtkernels.train.optimizer import LossScale
@@ -308,3 +310,27 @@ def test_no_step_reads_a_number_from_the_device(config, changes):
         assert waits.count == 0
         float(step.skipped)
         assert waits.count == 1
+
+
+def test_an_interrupt_waits_for_what_it_would_leave_half_done():
+    done = []
+    with pytest.raises(KeyboardInterrupt), interrupts_wait():
+        signal.raise_signal(signal.SIGINT)
+        done.append(1)
+    with pytest.raises(KeyboardInterrupt), interrupts_wait():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # somebody who cannot wait
+        done.append(2)
+    assert done == [1] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_interrupt_waits_only_where_it_can():
+    def elsewhere():
+        with interrupts_wait():
+            done.append(signal.getsignal(signal.SIGINT))
+
+    done = []
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert done == [signal.default_int_handler]

@@ -1,8 +1,10 @@
 """Images from disk to batches: decoded, and training images augmented, in worker processes."""
 
+import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import NamedTuple
@@ -13,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..config import SettingError
+from ..interrupt import interrupts_wait
 from .decode import DecodeError, Quarantine, resize_crop
 from .raw import ImageFiles
 
@@ -59,7 +62,9 @@ class StreamBatches:
         if self._loaded is None:
             raise StopIteration
         try:
-            return _received(next(self._loaded), self.quarantine)
+            with interrupts_wait():
+                loaded = next(self._loaded)
+            return _received(loaded, self.quarantine)
         except BaseException:  # the end of `batches`, an error in a worker, Ctrl-C
             self.close()
             raise
@@ -67,7 +72,8 @@ class StreamBatches:
     def close(self) -> None:
         """Stop the workers."""
         # Letting go is not enough after an error: its traceback holds on to the iterator.
-        getattr(self._loaded, "_shutdown_workers", lambda: None)()
+        with interrupts_wait():
+            getattr(self._loaded, "_shutdown_workers", lambda: None)()
         self._loaded = None
 
 
@@ -104,7 +110,12 @@ class EvalBatches:
         self._loader = _loader(rows, sampler, workers, prefetch, pin)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for loaded in _started(self._loader):
+        batches = _started(self._loader)
+        while True:
+            with interrupts_wait():
+                loaded = next(batches, None)
+            if loaded is None:
+                return
             images, labels = _received(loaded, self.quarantine)
             if len(labels) or self._parted:  # each rank has a part of every batch, were it empty
                 yield images, labels
@@ -227,26 +238,36 @@ def _loader(rows: _Rows, sampler: Iterable, workers: int, prefetch: int, pin: bo
 
 def _started(loader: DataLoader) -> Iterator[_Loaded]:
     """Its iterator. Workers are born with signals that stop a run held back: the parent decides what follows."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        return iter(loader)
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        return iter(loader)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+    with interrupts_wait():
+        if not hasattr(signal, "pthread_sigmask"):  # Windows
+            return iter(loader)
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            return iter(loader)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
 
 def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Clusters end all processes of a job at once, and the parent has a step to end; the second one acts.
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # sends one more
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    else:
-        signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-    if hasattr(signal, "pthread_sigmask"):
+    if hasattr(signal, "sigwaitinfo"):  # Linux
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_the_parent_says, daemon=True).start()
+    elif hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     sys.excepthook = _say_unless_hung_up
+
+
+def _end_when_the_parent_says() -> None:
+    """Clusters send SIGTERM to all processes of a job at once, and the parent has a step to end: only its own counts.
+
+    A parent that was killed sends none: DataLoader's loop looks for it every few seconds.
+    """
+    parent = multiprocessing.parent_process().pid  # os.getppid() may be a server that forks
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def _say_unless_hung_up(

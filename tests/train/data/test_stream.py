@@ -235,34 +235,23 @@ def test_evaluation_leaves_broken_images_out(root, workers):
         list(EvalBatches(test.images, test.labels, size=14, batch_size=2, workers=workers, quarantine=strict))
 
 
-def test_an_interrupt_is_the_parents_alone(root):
-    """Ctrl-C signals the whole process group: a parent that finishes its step first must still get its batches."""
-    script = f"""
+STREAM = """
 import signal, sys
 from itertools import islice
+from pathlib import Path
 from mtkernels.train.data.folder import class_folders
 from mtkernels.train.data.stream import StreamBatches
 from tests.train.data.test_stream import endless, views_of
-from pathlib import Path
-train = class_folders(Path({str(root)!r})).train
+train = class_folders(Path({root!r})).train
 batches = StreamBatches(train.images, train.labels, views_of, endless(2, 15), size=16, workers=2)
 next(batches)
-seen = []
-signal.signal(signal.SIGINT, lambda *_: seen.append(1))
-print("ready", flush=True)
-while not seen:
-    next(batches)
-print(len(list(islice(batches, 50))), flush=True)
-signal.signal(signal.SIGINT, signal.default_int_handler)
-try:
-    print("ready", flush=True)
-    while True:
-        next(batches)
-except KeyboardInterrupt:
-    print("interrupted")
 """
-    process = subprocess.Popen(
-        [sys.executable, "-c", script],
+
+
+def program(root, text):
+    """A Python of its own, and a group of processes of its own, which has taken one batch and goes on with `text`."""
+    return subprocess.Popen(
+        [sys.executable, "-c", STREAM.format(root=str(root)) + text],
         env=ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         cwd=os.path.dirname(os.path.abspath(__file__)) + "/../../..",
         stdout=subprocess.PIPE,
@@ -270,9 +259,38 @@ except KeyboardInterrupt:
         text=True,
         start_new_session=True,
     )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_the_parents_alone(root, number):
+    """Ctrl-C and clusters signal all processes of a job: a parent that finishes its step must still get its batches."""
+    process = program(
+        root,
+        f"""
+seen = []
+signal.signal({int(number)}, lambda *_: seen.append(1))
+print("ready", flush=True)
+while not seen:
+    next(batches)
+print(len(list(islice(batches, 50))), flush=True)
+try:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    print("ready", flush=True)
+    while True:
+        next(batches)
+except KeyboardInterrupt:
+    print("interrupted")
+""",
+    )
     assert process.stdout.readline() == "ready\n"
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     assert process.stdout.readline() == "50\n" and process.stdout.readline() == "ready\n"
     os.killpg(process.pid, signal.SIGINT)
     output, errors = process.communicate(timeout=60)
     assert (output, errors, process.returncode) == ("interrupted\n", "", 0)
+
+
+def test_a_program_may_end_without_closing_its_batches(root):
+    process = program(root, "sys.exit(3)")
+    output, errors = process.communicate(timeout=60)
+    assert (output, errors, process.returncode) == ("", "", 3)
