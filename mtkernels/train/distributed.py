@@ -15,8 +15,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 _SHARDED = 2**16  # weights from which a layer is a unit of its own
 
@@ -208,6 +206,7 @@ def averaging(student: nn.Module) -> nn.Module:
 
 def shard_(model: nn.Module, device: torch.device) -> nn.Module:
     """FSDP2 over all ranks, in place: each block of a sequence with enough weights by itself, then what is left."""
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     model = model.to(memory_format=torch.contiguous_format)  # it takes no other; images may have another
@@ -216,32 +215,39 @@ def shard_(model: nn.Module, device: torch.device) -> nn.Module:
     split = partial(fully_shard, mesh=mesh, reshard_after_forward=True)
     for module in list(model.modules()):
         for child in module.children() if isinstance(module, nn.Sequential | nn.ModuleList) else ():
-            own = sum(weight.numel() for weight in child.parameters() if not isinstance(weight, DTensor))
+            own = sum(weight.numel() for weight in child.parameters() if not sharded(weight))
             if own >= _SHARDED and not isinstance(child, nn.Sequential | nn.ModuleList):
                 split(child)
     split(model)
     return model
 
 
+def sharded(tensor: Tensor) -> bool:
+    """Whether it is a DTensor. Their class is not asked for: it takes a second to import."""
+    return hasattr(tensor, "to_local")
+
+
 def local(tensor: Tensor) -> Tensor:
     """This rank's part of a sharded tensor, the same memory; any other tensor as it is."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if sharded(tensor) else tensor
 
 
 def whole(tensor: Tensor, like: Tensor | None = None) -> Tensor:
     """All of a sharded tensor, on every rank. `like`: the sharded tensor of which `tensor` is this rank's part."""
-    if isinstance(like, DTensor) and not isinstance(tensor, DTensor):
+    if like is not None and sharded(like) and not sharded(tensor):
         if tensor.shape != like.to_local().shape:  # a number kept for each tensor, such as Adam's step
             return tensor
-        tensor = DTensor.from_local(
+        tensor = type(like).from_local(
             tensor, like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
         )
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if sharded(tensor) else tensor
 
 
 def part_of(tensor: Tensor, like: Tensor) -> Tensor:
     """What this rank has of a whole tensor where `like` is sharded; else all of it."""
-    if not isinstance(like, DTensor) or tensor.shape != like.shape:
+    if not sharded(like) or tensor.shape != like.shape:
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     moved = tensor.to(like.to_local().device)
     return distribute_tensor(moved, like.device_mesh, like.placements).to_local()

@@ -4,13 +4,13 @@ import torch
 from torch import Tensor, nn
 
 from .config import Config
-from .distributed import local
+from .distributed import local, sharded
 from .timeline import Timeline
 
 
 def shards(student: nn.Module) -> list[Tensor]:
     """The student's parameters; of a sharded one this rank's parts, in the same memory."""
-    return [local(w.detach()) if hasattr(w, "to_local") else w for w in student.parameters()]
+    return [local(w.detach()) if sharded(w) else w for w in student.parameters()]
 
 
 def make_optimizer(config: Config, weights: list[Tensor]) -> torch.optim.Optimizer:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import Checkpoint, DamagedCheckpointError
-from .distributed import Ranks, part_of, whole
+from .distributed import Ranks, local, part_of, whole
 from .meter import Meter
 from .step import Step
 
@@ -88,10 +88,7 @@ def _load(model: nn.Module, values: Mapping[str, Tensor]) -> None:
                 f"the checkpoint is of another network: {name!r} must have shape {list(tensor.shape)},"
                 f" got {list(values[name].shape)}"
             )
-        if hasattr(tensor, "to_local"):
-            tensor.to_local().copy_(part_of(values[name], tensor))
-        else:
-            tensor.copy_(values[name])
+        local(tensor).copy_(part_of(values[name], tensor))
 
 
 def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

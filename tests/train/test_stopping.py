@@ -111,9 +111,11 @@ def test_a_stop_whose_checkpoint_cannot_be_written_says_so(config, monkeypatch, 
     assert capsys.readouterr().err == f"{sentence}\n"
 
 
-STREAMED = "train --dataset imagenet --labels 6 --epochs 2000 --augment imagenet --width 4 --image-size 16"
-STREAMED += " --batch-size 6 --labeled-batch-size 2 --consistency-rampup 1 --eval-interval 0 --pictures False"
-STREAMED += " --checkpoint-interval 0 --lr-rampup 0 --print-interval 1 --workers 2"
+STREAMED = "train --dataset imagenet --labels 6 --epochs 2000 --augment imagenet --arch convnet13 --width 4"
+STREAMED += (
+    " --image-size 16 --batch-size 6 --labeled-batch-size 2 --lr 0.01 --lr-rampup 0 --consistency-rampup 1"
+)
+STREAMED += " --eval-interval 0 --checkpoint-interval 0 --print-interval 1 --pictures False --workers 2"
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="sends signals to a process and its children")
