@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 
 _SHARDED = 2**16  # weights from which a layer is a unit of its own
 
@@ -206,7 +207,6 @@ def averaging(student: nn.Module) -> nn.Module:
 
 def shard_(model: nn.Module, device: torch.device) -> nn.Module:
     """FSDP2 over all ranks, in place: each block of a sequence with enough weights by itself, then what is left."""
-    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     model = model.to(memory_format=torch.contiguous_format)  # it takes no other; images may have another

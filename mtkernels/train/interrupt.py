@@ -57,30 +57,30 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def interrupts_wait() -> Iterator[None]:
-    """Ctrl-C acts at the end of what is within it, a second one at once.
+    """Ctrl-C and SIGTERM act at the end of what is within it; where a second one comes, both at once.
 
-    A KeyboardInterrupt may leave Python's own locks taken: one in a thousand within a queue of `multiprocessing` does,
-    and whatever closes the queue then waits for ever.
+    A handler's exception, such as KeyboardInterrupt, may leave Python's own locks taken: one in a thousand within a
+    queue of `multiprocessing` does, and whatever closes the queue then waits for ever.
     """
-    before = _handlers().get(signal.SIGINT)
-    noted = False
+    before = {number: handler for number, handler in _handlers().items() if callable(handler)}
+    noted: list[int] = []
 
-    def note(number: int, frame: object) -> None:
-        nonlocal noted
-        if noted:
-            before(number, frame)
-        noted = True
+    def note(number: int, _frame: object) -> None:
+        noted.append(number)
+        if len(noted) > 1:  # somebody who cannot wait
+            act()
 
-    if not callable(before):  # ignored, the system's own, or not the main thread
-        yield
-        return
-    signal.signal(signal.SIGINT, note)
+    def act() -> None:
+        _put({number: each for number, each in before.items() if signal.getsignal(number) is note})
+        come, noted[:] = list(noted), []
+        for number in come:
+            signal.raise_signal(number)
+
+    _put(dict.fromkeys(before, note))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-        if noted:
-            signal.raise_signal(signal.SIGINT)
+        act()
 
 
 def _handlers() -> dict[int, Any]:

@@ -94,5 +94,6 @@ def test_a_diverged_run_says_so(small):
 def test_imports_without_the_extras():
     """Whoever calls the loop from a program of their own needs no command-line, plot or dataset library."""
     blocked = ["tyro", "rich", "matplotlib", "safetensors", "sklearn", "scipy", "PIL", "simplejpeg", "timm"]
-    script = f"import sys; sys.modules.update(dict.fromkeys({blocked})); import mtkernels.train.run"
+    script = f"import sys; sys.modules.update(dict.fromkeys({blocked})); import mtkernels.train.run\n"
+    script += "assert 'torch.distributed.tensor' not in sys.modules, 'a second of each start'"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

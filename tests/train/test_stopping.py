@@ -16,7 +16,7 @@ from mtkernels.train.checkpoint import checkpoints, name_of, read_checkpoint
 from mtkernels.train.cli import main
 from mtkernels.train.data import load_dataset, make_feed
 from mtkernels.train.data.feed import MemoryFeed
-from mtkernels.train.interrupt import interrupts_wait
+from mtkernels.train.interrupt import interrupts_wait, stop_on_signals
 from mtkernels.train.loop import make_batches, make_method, make_step
 from mtkernels.train.meter import Meter, NonFiniteError
 from mtkernels.train.optimizer import LossScale
@@ -314,16 +314,39 @@ def test_no_step_reads_a_number_from_the_device(config, changes):
         assert waits.count == 1
 
 
-def test_an_interrupt_waits_for_what_it_would_leave_half_done():
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_for_what_it_would_leave_half_done(number):
+    before = signal.signal(number, signal.default_int_handler)
     done = []
     with pytest.raises(KeyboardInterrupt), interrupts_wait():
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
         done.append(1)
     with pytest.raises(KeyboardInterrupt), interrupts_wait():
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)  # somebody who cannot wait
+        signal.raise_signal(number)
+        signal.raise_signal(number)  # somebody who cannot wait
         done.append(2)
-    assert done == [1] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert done == [1] and signal.signal(number, before) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_the_second_signal_acts_at_once_where_a_batch_is_waited_for(first):
+    done = []
+    with stop_on_signals() as stopped:
+        with interrupts_wait():
+            signal.raise_signal(first)
+            assert not stopped()
+        assert stopped()
+    with pytest.raises(KeyboardInterrupt), stop_on_signals(), interrupts_wait():
+        signal.raise_signal(first)
+        signal.raise_signal(signal.SIGINT)
+        done.append(1)
+    with pytest.raises(KeyboardInterrupt), stop_on_signals() as stopped:
+        with interrupts_wait():
+            signal.raise_signal(first)
+        with interrupts_wait():
+            signal.raise_signal(signal.SIGINT)
+    assert stopped() and done == []
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_an_interrupt_waits_only_where_it_can():

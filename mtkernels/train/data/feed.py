@@ -216,6 +216,6 @@ class StreamFeed:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.loaded is not None:
-            self.loaded.close()
-            self.loaded = None
+        loaded, self.loaded = self.loaded, None
+        if loaded is not None:
+            loaded.close()

@@ -1,11 +1,15 @@
 """Images from disk to batches: decoded, and training images augmented, in worker processes."""
 
+import atexit
 import multiprocessing
 import os
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from multiprocessing import resource_tracker
 from types import TracebackType
 from typing import NamedTuple
 
@@ -72,9 +76,9 @@ class StreamBatches:
     def close(self) -> None:
         """Stop the workers."""
         # Letting go is not enough after an error: its traceback holds on to the iterator.
+        loaded, self._loaded = self._loaded, None
         with interrupts_wait():
-            getattr(self._loaded, "_shutdown_workers", lambda: None)()
-        self._loaded = None
+            _stop(loaded)
 
 
 class EvalBatches:
@@ -236,16 +240,42 @@ def _loader(rows: _Rows, sampler: Iterable, workers: int, prefetch: int, pin: bo
     )
 
 
+_LIVE: "weakref.WeakSet[Iterator[_Loaded]]" = weakref.WeakSet()  # iterators
+
+
 def _started(loader: DataLoader) -> Iterator[_Loaded]:
     """Its iterator. Workers are born with signals that stop a run held back: the parent decides what follows."""
-    with interrupts_wait():
-        if not hasattr(signal, "pthread_sigmask"):  # Windows
-            return iter(loader)
-        held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-        try:
-            return iter(loader)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, held)
+    with (
+        interrupts_wait(),
+        _held_back() if loader.num_workers and loader._iterator is None else nullcontext(),
+    ):
+        loaded = iter(loader)
+    _LIVE.add(loaded)
+    return loaded
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    if multiprocessing.get_start_method() != "fork":
+        resource_tracker.ensure_running()  # its start, which a first queue would bring, lets them through again
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+
+
+def _stop(loaded: Iterator[_Loaded] | None) -> None:
+    getattr(loaded, "_shutdown_workers", lambda: None)()
+
+
+@atexit.register  # before multiprocessing's own, which signals workers and waits for them, with no limit
+def _stop_all() -> None:
+    for loaded in list(_LIVE):
+        _stop(loaded)
 
 
 def _start_worker(worker: int) -> None:
@@ -254,7 +284,9 @@ def _start_worker(worker: int) -> None:
     if hasattr(signal, "sigwaitinfo"):  # Linux
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_when_the_parent_says, daemon=True).start()
-    elif hasattr(signal, "pthread_sigmask"):
+    elif hasattr(
+        signal, "pthread_sigmask"
+    ):  # macOS: torch's own handler ends a worker, whoever sends the signal
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     sys.excepthook = _say_unless_hung_up
 

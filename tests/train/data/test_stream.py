@@ -1,13 +1,16 @@
 """Batches from disk: the same for any number of workers, with broken images replaced, counted and reported."""
 
+import contextlib
 import multiprocessing
 import os
 import pickle
 import signal
 import subprocess
 import sys
+import threading
 from functools import partial
 from itertools import count, islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -248,24 +251,44 @@ next(batches)
 """
 
 
-def program(root, text):
-    """A Python of its own, and a group of processes of its own, which has taken one batch and goes on with `text`."""
-    return subprocess.Popen(
-        [sys.executable, "-c", STREAM.format(root=str(root)) + text],
-        env=ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-        cwd=os.path.dirname(os.path.abspath(__file__)) + "/../../..",
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+@pytest.fixture
+def program(root):
+    """A Python of its own, and a group of processes of its own, which has taken one batch and goes on with a text."""
+    with contextlib.ExitStack() as started:
+
+        def start(text, begin=""):
+            process = subprocess.Popen(
+                [sys.executable, "-c", begin + STREAM.format(root=str(root)) + text],
+                env=ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+                cwd=Path(__file__).parents[3],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+            limit = threading.Timer(100, end, (process,))
+            limit.start()
+            started.callback(limit.cancel)
+            started.callback(end, process)
+            return process
+
+        yield start
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_the_parents_alone(root, number):
+def end(process):
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="a signal's sender is not known")
+@pytest.mark.parametrize(
+    ("number", "method"),
+    [(signal.SIGINT, "fork"), (signal.SIGTERM, "fork"), (signal.SIGTERM, "spawn")],
+)
+def test_a_signal_is_the_parents_alone(program, number, method):
     """Ctrl-C and clusters signal all processes of a job: a parent that finishes its step must still get its batches."""
     process = program(
-        root,
         f"""
 seen = []
 signal.signal({int(number)}, lambda *_: seen.append(1))
@@ -281,6 +304,7 @@ try:
 except KeyboardInterrupt:
     print("interrupted")
 """,
+        f"import multiprocessing; multiprocessing.set_start_method('{method}')",
     )
     assert process.stdout.readline() == "ready\n"
     os.killpg(process.pid, number)
@@ -290,7 +314,10 @@ except KeyboardInterrupt:
     assert (output, errors, process.returncode) == ("interrupted\n", "", 0)
 
 
-def test_a_program_may_end_without_closing_its_batches(root):
-    process = program(root, "sys.exit(3)")
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="ends a group of processes")
+@pytest.mark.parametrize("first", ["", "atexit.unregister(stream._stop_all)\n"])
+def test_a_program_may_end_without_closing_its_batches(program, first):
+    """At its end it stops the workers; were that left out, multiprocessing would."""
+    process = program(f"import atexit; from mtkernels.train.data import stream\n{first}sys.exit(3)")
     output, errors = process.communicate(timeout=60)
     assert (output, errors, process.returncode) == ("", "", 3)
