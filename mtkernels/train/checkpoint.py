@@ -61,6 +61,7 @@ def save_checkpoint(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     _flush(parent)
+    _flush(folder)  # of `parent`, which may be new
     with contextlib.suppress(OSError):  # the new one is there, whatever becomes of the old ones
         for old in checkpoints(folder)[:-keep]:
             _remove(old)

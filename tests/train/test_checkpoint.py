@@ -226,7 +226,7 @@ def test_nothing_is_renamed_before_the_disk_has_it(tmp_path, monkeypatch):
         real = getattr(os, name)
         monkeypatch.setattr(os, name, lambda *args, name=name, real=real: calls.append(name) or real(*args))
     save_checkpoint(tmp_path, 1, TENSORS, NUMBERS, keep=1)
-    assert calls == ["fsync"] * 4 + ["rename", "fsync"]  # three files and their folder; then the folder of it
+    assert calls == ["fsync"] * 4 + ["rename", "fsync", "fsync"]  # three files, their folder; those it is in
 
 
 LIMITED = """
