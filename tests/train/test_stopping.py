@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtkernels.train.checkpoint import checkpoints, name_of, read_checkpoint
@@ -21,6 +22,7 @@ from mtkernels.train.loop import make_batches, make_method, make_step
 from mtkernels.train.meter import Meter, NonFiniteError
 from mtkernels.train.optimizer import LossScale
 from mtkernels.train.run import run
+from mtkernels.train.state import below
 from mtkernels.train.step import Step
 
 from .conftest import ENVIRONMENT
@@ -59,6 +61,8 @@ def test_signals_save_and_exit_cleanly(config, number, code):
     assert out.splitlines()[-1].startswith(f"stopped at step {summary['steps_done']} ")
     assert [path.name for path in checkpoints(again)] == [name_of(summary["steps_done"])]
     assert sorted(path.name for path in again.iterdir()) == sorted(path.name for path in whole.iterdir())
+    tensors = below(read_checkpoint(checkpoints(again)[0]).tensors, "teacher.")
+    assert_same_tensors(load_file(again / "teacher.safetensors"), tensors)
     assert main([*words(replace(config, name="again")), "--resume", "auto"]) == 0
     assert_same_runs(whole, again)
 
