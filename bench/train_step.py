@@ -56,7 +56,9 @@ class Trainer:
 
     def __init__(self, config: Config) -> None:
         side = config.image_size or 32
-        images = random_images(10_000 if side < 64 else 3 * config.batch_size, side=side)
+        least = 0 if config.labels == "all" else 2 * config.labels  # a batch made smaller leaves the labels
+        count = 10_000 if side < 64 else max(3 * config.batch_size, least)
+        images = random_images(count, side=side)
         self.config, self.device = config, torch.device(config.device)
         self.data = make_dataset(images, config, Quarantine()).to(self.device)
         batches = make_batches(config, self.data)
@@ -218,9 +220,9 @@ def line(config: Config, seconds: Mapping[str, list[float]] | None) -> list[str]
     if seconds is None:
         return first + [""] * (len(HEADER) - 2)
     medians = {part: statistics.median(times) for part, times in seconds.items()}
-    rate = f"{config.batch_size / sum(medians.values()):.0f}"
+    rate = config.batch_size / sum(medians.values())
     parts = [f"{1000 * medians[part]:.2f}" for part in PARTS]
-    return [*first, rate, *parts, f"{100 * outside(medians):.1f} %"]
+    return [*first, f"{rate:.{0 if rate > 10 else 2}f}", *parts, f"{100 * outside(medians):.1f} %"]
 
 
 def gpu_line(config: Config, whole: float, work: tuple[float, float]) -> list[str]:

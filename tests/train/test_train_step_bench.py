@@ -33,6 +33,12 @@ def test_parts_of_a_step(config):
     assert train_step.gpu_work(seen, 1) == (0.0, 0.0)
 
 
+def test_few_large_images():
+    config = train_step.setting("imagenet-10percent-resnext152-1gpu:convnet13", width=4)
+    trainer = train_step.Trainer(train_step.resized(config, 4))
+    assert trainer.feed.batch(0).views[0].shape == (4, 3, 224, 224)
+
+
 def test_the_share_outside_the_network():
     seconds = dict.fromkeys(train_step.PARTS, 1.0)
     assert train_step.outside(seconds) == pytest.approx(5 / 8)
