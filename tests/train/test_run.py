@@ -2,6 +2,10 @@
 
 import csv
 import json
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +18,8 @@ from mtkernels.train.files import write_with
 from mtkernels.train.folder import load_model
 from mtkernels.train.meter import error_percents
 from mtkernels.train.run import run
+
+from .conftest import ENVIRONMENT
 
 FILES = ["checkpoints", "config.json", "confusion.csv", "confusion.png", "curves.png", "dataset.json"]
 FILES += ["environment.json", "labels.txt", "metrics.csv", "metrics.jsonl", "mistakes.png", "pairs.png"]
@@ -141,3 +147,33 @@ def test_files_are_whole_or_absent(tmp_path):
     with pytest.raises(RuntimeError, match="disk full"):
         write_with(tmp_path / "file", fail)
     assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "old"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends SIGINT to a process")
+def test_ctrl_c_leaves_a_usable_run(tmp_path):
+    line = [
+        sys.executable,
+        "-m",
+        "mtkernels.train.cli",
+        "train",
+        "--steps",
+        "1000000",
+        "--eval-interval",
+        "2",
+    ]
+    line += ["--width", "4", "--name", "cut"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(line, cwd=tmp_path, env=ENVIRONMENT, **pipes)
+    for text in process.stdout:
+        if text.split()[0].isdigit():
+            break
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and err == ""
+    folder = tmp_path / "runs" / "cut"
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    summary = read(folder / "summary.json")
+    assert summary["interrupted"] and 2 <= summary["steps_done"] < 1000000
+    assert out.splitlines()[-1].startswith(f"stopped at step {summary['steps_done']} ")
+    error = error_of(load_model(folder), Config())
+    assert error == pytest.approx(summary["teacher_error"], abs=0.5)  # another process may have other threads

@@ -284,9 +284,8 @@ def _start_worker(worker: int) -> None:
     if hasattr(signal, "sigwaitinfo"):  # Linux
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_when_the_parent_says, daemon=True).start()
-    elif hasattr(
-        signal, "pthread_sigmask"
-    ):  # macOS: torch's own handler ends a worker, whoever sends the signal
+    elif hasattr(signal, "pthread_sigmask"):
+        # macOS: torch's own handler ends a worker, whoever sends the signal.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     sys.excepthook = _say_unless_hung_up
 
